@@ -1,0 +1,1 @@
+"""Pictures become words: tags and texts are composed into caption variants."""

@@ -1,0 +1,1 @@
+"""The corpus becomes a dataset: sources, measurements, duplicates, filters."""

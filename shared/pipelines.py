@@ -1,0 +1,155 @@
+"""Named pipelines: read from YAML, validated as a whole before any work starts.
+
+A pipeline says which stages `curate run` goes through, in order, and how `cache-latents` and `train` are set:
+
+    NAME:
+      stages:
+        curate.ingest: {workers: 2}     # a stage is a module; below it are its settings
+        curate.near: {distance: 4}
+      cache: {area: 1024}
+      train: {steps: 26500}
+
+Stages are named by module, so `curate`, `caption` and a user's own package take part without importing
+one another. On the command line a stage is addressed by the last part of its name: `--set near.distance=2`.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from shared.errors import UserError
+from shared.settings import Settings
+from shared.stages import Stage
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pipelines.yaml"
+"""The pipelines that come with the project; a `pipelines.yaml` in the current folder goes before them."""
+
+SECTIONS = {"cache": "train.cache.settings", "train": "train.settings"}
+"""Sections of a pipeline beside its stages, and the module whose `SETTINGS` validates each."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage of a pipeline with its settings."""
+
+    module: str
+    stage: Stage[Any]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The short name: folder of its table, and key on the command line."""
+        return self.module.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A validated pipeline."""
+
+    name: str
+    stages: tuple[StageSpec, ...]
+    sections: Mapping[str, Settings]
+
+    def document(self) -> dict[str, Any]:
+        """The pipeline with every default filled in, in the form of `pipelines.yaml`."""
+        stages = {spec.module: spec.settings.model_dump(mode="json") for spec in self.stages}
+        sections = {key: settings.model_dump(mode="json") for key, settings in self.sections.items()}
+        return {self.name: {"stages": stages, **sections}}
+
+
+def default_file() -> Path:
+    """`pipelines.yaml` of the current folder, else the one shipped with the project."""
+    local = Path("pipelines.yaml")
+    return local if local.exists() else SHIPPED
+
+
+def load(file: Path, name: str | None = None, overrides: Iterable[str] = ()) -> Pipeline:
+    """Read and validate the pipeline `name` (or the only one) of `file`, after `overrides` (key=value).
+
+    Raises UserError naming the file, the key, the value and what would be accepted.
+    """
+    document = _read(file)
+    if name is None and len(document) == 1:
+        name = next(iter(document))
+    if name not in document:
+        raise UserError(f"{file}: no pipeline named {name!r}; there are: {', '.join(document)}")
+    raw = document[name]
+    where = f"{file}: {name}"
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: must be a mapping with the keys stages, {', '.join(SECTIONS)}")
+    unknown = raw.keys() - {"stages"} - SECTIONS.keys()
+    if unknown:
+        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: stages, {', '.join(SECTIONS)}")
+    stages = {module: dict(values or {}) for module, values in (raw.get("stages") or {}).items()}
+    sections = {key: dict(raw.get(key) or {}) for key in SECTIONS}
+    _override(stages, sections, overrides)
+    return Pipeline(
+        name=name,
+        stages=tuple(_stage(where, module, values) for module, values in stages.items()),
+        sections={
+            key: _settings(f"{where}.{key}", importlib.import_module(module).SETTINGS, sections[key])
+            for key, module in SECTIONS.items()
+        },
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; give a YAML file of pipelines") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(document, dict) or not document:
+        raise UserError(f"{file}: must map pipeline names to pipelines")
+    return document
+
+
+def _override(stages: dict[str, Any], sections: dict[str, Any], overrides: Iterable[str]) -> None:
+    targets = {module.rpartition(".")[2]: values for module, values in stages.items()} | sections
+    if len(targets) != len(stages) + len(sections):
+        raise UserError(f"two stages share a short name: {', '.join(stages)}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        target, *path = key.split(".")
+        if not equals or not path:
+            raise UserError(f"--set {override}: write it as stage.setting=value, for example near.distance=2")
+        if target not in targets:
+            raise UserError(f"--set {override}: no stage {target!r}; there are: {', '.join(targets)}")
+        values = targets[target]
+        for step in path[:-1]:
+            values = values.setdefault(step, {})
+            if not isinstance(values, dict):
+                raise UserError(f"--set {override}: {step!r} is not a group of settings")
+        try:
+            values[path[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from None
+
+
+def _stage(where: str, module: str, values: dict[str, Any]) -> StageSpec:
+    try:
+        stage = importlib.import_module(module).STAGE
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f"{where}.stages: {module!r} is not a stage module ({error})") from None
+    return StageSpec(module, stage, _settings(f"{where}.stages.{module}", stage.settings, values))
+
+
+def _settings(where: str, schema: type[Settings], values: dict[str, Any]) -> Settings:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(where, schema, problem) for problem in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(where: str, schema: type[Settings], problem: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}.{key}: no such setting; there are: {', '.join(schema.model_fields)}"
+    return f"{where}.{key} = {problem['input']!r}: {problem['msg']}"

@@ -1,0 +1,77 @@
+"""Progress of long work: rate and time left, as a live bar in a terminal and as lines in a log."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(highlight=False)
+
+LOG_EVERY = 10.0
+"""Seconds between two lines where the output is not a terminal."""
+
+
+class _RateColumn(ProgressColumn):
+    """Finished items per second, averaged over rich's window."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s")
+
+
+class Meter:
+    """Shows how many of `total` items are finished; `done` of them were finished earlier."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = self._first = done
+        self._start = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,}/{task.total:,}"),
+                _RateColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(label, total=total, completed=done, unit=unit, note="")
+
+    def advance(self, items: int = 1, note: str = "") -> None:
+        """Count `items` more; `note` is a short text shown behind the rate."""
+        self._done += items
+        if self._bar is not None:
+            self._bar.update(self._task, advance=items, note=note)
+        elif time.monotonic() - self._last_line >= LOG_EVERY:
+            self._last_line = time.monotonic()
+            self._print(note)
+
+    def _print(self, note: str) -> None:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self._done - self._first) / seconds
+        left = (self._total - self._done) / rate if rate else float("inf")
+        console.print(
+            f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, "
+            f"{clock(left)} left {note}".rstrip(),
+            soft_wrap=True,
+        )
+
+    def __enter__(self) -> "Meter":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    if seconds == float("inf"):
+        return "-:--:--"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

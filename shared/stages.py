@@ -1,0 +1,103 @@
+"""What a stage of `curate run` is, and what it is given to work with.
+
+A stage reads the tables of the stages before it and writes one table of its own, a folder of Parquet
+parts. It never touches another stage's table. There are three kinds, and a stage may be several at once:
+
+    it measures   its table has new columns about pictures (ingest, embeddings, tags)
+    it decides    its table has the columns of DECISIONS; a picture with keep = false is out of the race
+    it adds       the columns named in `adds` are joined into the curated dataset
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from shared.engine import Engine
+from shared.settings import Settings
+
+S = TypeVar("S", bound=Settings)
+
+TAG = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("origin", pa.string(), nullable=False),
+    ]
+)
+"""One tag of a picture. `name` is in booru spelling (lower case, underscores); `category` is one of
+general, character, copyright, artist, meta; `origin` says who gave it (source, tagger, rule)."""
+
+CAPTION = pa.struct(
+    [
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+"""One named text of a picture, as it is shown to the text encoder (behind the prompt prefix)."""
+
+DECISIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("keeper", pa.string()),
+    ]
+)
+"""A stage's verdicts: one row per picture it looked at. `reason` is null when kept; `detail` holds the
+numbers behind the reason as JSON; `keeper` is the picture that stays in place of a duplicate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[S]):
+    """What a stage is given."""
+
+    source: str
+    """Address of the corpus; the locations in tables are relative to it."""
+    settings: S
+    folder: Path
+    """Where the stage writes its parts."""
+    tables: Mapping[str, Path]
+    """Folders of the tables written so far, by stage name, in the order of the pipeline."""
+    deciders: tuple[str, ...]
+    """Names of the stages before this one that decide."""
+    engine: Engine
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with a view per earlier table, and `survivors` (image_id): what is still kept."""
+        connection = duckdb.connect()
+        for name, folder in self.tables.items():
+            connection.execute(
+                f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{sql(folder)}/part-*.parquet')"
+            )
+        if self.deciders:
+            dropped = " UNION ALL ".join(
+                f"SELECT image_id FROM {name} WHERE NOT keep" for name in self.deciders
+            )
+            connection.execute(
+                "CREATE VIEW survivors AS SELECT image_id FROM "
+                f"{self.deciders[0]} WHERE image_id NOT IN ({dropped})"
+            )
+        return connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[S]):
+    """A stage as its module declares it, in a constant named STAGE."""
+
+    settings: type[S]
+    version: int
+    """Raised whenever the same inputs and settings would give other bytes."""
+    run: Callable[[Job[S]], str | None]
+    """Does the work. What it returns (if anything) goes into the fingerprint of all later stages."""
+    decides: bool = False
+    adds: tuple[str, ...] = ()
+
+
+def sql(path: Path) -> str:
+    """A path as it may stand between single quotes in SQL."""
+    return str(path).replace("'", "''")

@@ -1,0 +1,1 @@
+"""`cache-latents`: pictures and captions are encoded once, into tensor shards."""
