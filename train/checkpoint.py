@@ -1,0 +1,103 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+    checkpoints/00000500/
+      transformer/         the weights, in the diffusers layout
+      transformer_ema/     their moving average, likewise
+      optimizer.safetensors
+      state.json           step, seed and cache: what has to fit for the run to go on
+
+A checkpoint's folder appears under its name only when it is complete.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shared.errors import UserError
+from shared.files import atomic_folder
+from shared.fingerprint import differences
+from train.ema import Ema
+from train.model.dit import Lumina2DiT
+from train.model.weights import load_state, save_transformer
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """The facts that name a run's position; all but `step` must be equal for a run to go on."""
+
+    step: int
+    """The next step to run."""
+    seed: int
+    batch: int
+    cache: str
+    """Identity of the tensor cache."""
+    version: int = VERSION
+
+
+def path_of(run: Path, step: int) -> Path:
+    """The checkpoint of a run's folder that holds the weights after `step` steps."""
+    return run / "checkpoints" / f"{step:08}"
+
+
+def save(run: Path, state: State, model: Lumina2DiT, ema: Ema, optimizer: torch.optim.Optimizer) -> Path:
+    """Write the checkpoint of `state.step` and return its folder."""
+    target = path_of(run, state.step)
+    with atomic_folder(target) as temporary:
+        save_transformer(model.state_dict(), model.config, temporary / "transformer")
+        save_transformer(ema.average, model.config, temporary / "transformer_ema")
+        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run's folder, or None."""
+    return max((path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir()), default=None)
+
+
+def load(
+    path: Path, expected: State, model: Lumina2DiT, ema: Ema, optimizer: torch.optim.Optimizer
+) -> int:
+    """Restore a checkpoint into the three and return the next step.
+
+    Raises UserError listing what differs where the run would not go on with the same samples.
+    """
+    found = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    step = int(found["step"])
+    problems = differences({**asdict(expected), "step": step}, found)
+    if problems:
+        raise UserError(
+            f"{path} belongs to another run:\n  " + "\n  ".join(problems)
+            + "\nset these back, or start a run of its own with --name"
+        )
+    model.load_state_dict(load_state(path / "transformer"))
+    ema.load(load_state(path / "transformer_ema"))
+    _restore_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
+    return step
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, which outlives any order or grouping of parameters."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value).contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameter_name, key = name.rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        # AdamW's step counter stays on the CPU, as PyTorch itself keeps it.
+        value = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = value

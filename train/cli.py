@@ -1,0 +1,64 @@
+"""The command `train`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from shared.errors import UserError
+from shared.pipelines import load
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache.")
+
+Work = Annotated[Path, typer.Option(help="The work directory of `curate run` and `cache-latents`.")]
+Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]
+Name = Annotated[str, typer.Option(help="Name of the run: its folder is WORK/runs/NAME.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example train.steps=100.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def train(
+    context: typer.Context,
+    work: Work = Path("work"),
+    model: Model = "Alpha-VLLM/Lumina-Image-2.0",
+    name: Name = "default",
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Train, or go on where the run of this name stopped."""
+    if context.invoked_subcommand is not None:
+        return
+    settings = load(work / "pipeline.yaml", overrides=overrides).sections["train"]
+    if dry_run:
+        typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        return
+    from train.run import start  # noqa: PLC0415 - torch takes seconds to load; --help should not
+
+    start(work, model, name, settings)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder WORK/runs/NAME/checkpoints/STEP.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Model = "Alpha-VLLM/Lumina-Image-2.0",
+    raw: Annotated[bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")] = False,
+) -> None:
+    """Write a pipeline folder that diffusers' Lumina2Pipeline loads."""
+    from train.export import export_pipeline  # noqa: PLC0415
+
+    export_pipeline(checkpoint, out, model, raw=raw)
+    typer.echo(f"written: {out}")
+
+
+def main() -> None:
+    """Entry point: errors of the user are one message, not a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

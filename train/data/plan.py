@@ -1,0 +1,86 @@
+"""The plan: which samples an optimiser step sees, and who computes them. A pure function of the step.
+
+Every epoch is a permutation of all samples. The epochs, one after the other, are one endless stream, cut
+into global batches across epoch borders: nothing is dropped, padded or repeated. There is no state but the
+step, so changing the number of ranks, the micro-batch or the workers changes nothing of what is learned.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.random import permutation, stream_key
+
+# The streams of random numbers of a run, each with a purpose of its own.
+ORDER, NOISE, TIME, CAPTION = range(4)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples by step. `samples` is how many there are, `batch` how many a step sees on all ranks together."""
+
+    seed: int
+    samples: int
+    batch: int
+
+    def step(self, step: int) -> NDArray[np.int64]:
+        """Sample indices of a step's global batch, by position in the batch."""
+        first, result = step * self.batch, []
+        position = first
+        while position < first + self.batch:
+            epoch, offset = divmod(position, self.samples)
+            taken = _epoch(self.seed, epoch, self.samples)[offset : offset + first + self.batch - position]
+            result.append(taken)
+            position += len(taken)
+        return np.concatenate(result)
+
+    def epochs(self, step: int) -> float:
+        """How many epochs have been seen before a step."""
+        return step * self.batch / self.samples
+
+
+@lru_cache(maxsize=2)  # A step touches two epochs at most, unless an epoch is smaller than a batch.
+def _epoch(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
+    return permutation(stream_key(seed, ORDER, epoch), samples)
+
+
+def receipt(samples: NDArray[np.int64]) -> str:
+    """Hash of a step's sample indices in order, logged with every step so that the order can be audited."""
+    return hashlib.sha256(np.ascontiguousarray(samples, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+def assign(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """Spread a batch over ranks and micro-batches: result[rank][micro] lists positions in the batch.
+
+    Ranks get about equally many tokens (longest first, each to the least loaded), so that they finish
+    together. All ranks have the same number of micro-batches, as few as keep each within `budget` tokens; a
+    sample longer than the budget is alone in its micro-batch. Where a rank has fewer samples than
+    micro-batches, its first ones are empty.
+    """
+    if len(tokens) < ranks:
+        raise ValueError(f"a batch of {len(tokens)} cannot be spread over {ranks} ranks; use at least {ranks}")
+    shares = _spread(range(len(tokens)), tokens, ranks)
+    micros = max(-(-sum(tokens[i] for i in share) // budget) for share in shares)
+    while not all(_fits(share, tokens, micros, budget) for share in shares):
+        micros += 1
+    return [sorted(_spread(share, tokens, micros), key=len) for share in shares]
+
+
+def _fits(share: Sequence[int], tokens: Sequence[int], micros: int, budget: int) -> bool:
+    return all(len(bin) <= 1 or sum(tokens[i] for i in bin) <= budget for bin in _spread(share, tokens, micros))
+
+
+def _spread(positions: Sequence[int], tokens: Sequence[int], bins: int) -> list[list[int]]:
+    """Greedy balancing: the longest first, each into the bin with the fewest tokens."""
+    result: list[list[int]] = [[] for _ in range(bins)]
+    heap = [(0, index) for index in range(bins)]
+    for position in sorted(positions, key=lambda i: (-tokens[i], i)):
+        load, index = heapq.heappop(heap)
+        result[index].append(position)
+        heapq.heappush(heap, (load + tokens[position], index))
+    return [sorted(bin) for bin in result]

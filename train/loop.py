@@ -1,0 +1,169 @@
+"""The training loop: plan -> micro-batches -> gradients -> AdamW -> average, with a record of every step."""
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from shared.progress import console
+from train import checkpoint, flow
+from train.cache.reader import CacheReader
+from train.data.loader import Loader, MicroBatch, Step
+from train.data.plan import Plan
+from train.ema import Ema
+from train.metrics import Metrics
+from train.model.attention import backend
+from train.model.dit import Lumina2DiT
+from train.model.packing import PackedBatch, layout_of
+from train.peak import peak_flops
+from train.samples import Sampler
+from train.settings import OptimizerSettings, TrainSettings
+
+
+class Trainer:
+    """One run of training in its `folder`, WORK/runs/NAME."""
+
+    def __init__(
+        self, folder: Path, settings: TrainSettings, reader: CacheReader, model: Lumina2DiT, sampler: Sampler
+    ) -> None:
+        self._folder, self._settings, self._reader, self._sampler = folder, settings, reader, sampler
+        self._accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self._device = self._accelerator.device
+        self._model = model.to(self._device)
+        self._optimizer = adamw(model, settings.optimizer)
+        self._ema = Ema(model, settings.ema)
+        self._plan = Plan(seed=settings.seed, samples=reader.images, batch=settings.batch)
+
+    def run(self) -> Path:
+        """Train to the last step, from the newest checkpoint if there is one; returns the last checkpoint."""
+        first, last = self._resume(), self._settings.steps
+        self._announce(first)
+        schedule = warmup(self._optimizer, self._settings.optimizer.warmup, first)
+        model = self._accelerator.prepare(self._model)
+        metrics = Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
+        for step in self._loader().steps(first, last):
+            loss, waited = self._gradients(model, step)
+            norm = self._accelerator.clip_grad_norm_(model.parameters(), self._settings.optimizer.clip)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            self._ema.update(step.number)
+            if metrics is not None:
+                metrics.add(step, self._plan, loss, norm, schedule.get_last_lr()[0], waited)
+                self._report(metrics, step.number + 1)
+            schedule.step()
+            self._accelerator.wait_for_everyone()
+        if metrics is not None:
+            metrics.close()
+        return checkpoint.path_of(self._folder, last)
+
+    def _gradients(self, model: torch.nn.Module, step: Step) -> tuple[Tensor, float]:
+        """Accumulate the gradients of one step.
+
+        Returns the mean loss over the global batch, and the seconds spent waiting for data. The loss of a
+        micro-batch is the sum over its samples by the size of the global batch, so the gradient does not
+        depend on how the batch is cut; distributed averaging over ranks is undone by `ranks`.
+        """
+        ranks = self._accelerator.num_processes
+        total = torch.zeros((), device=self._device)
+        waited = 0.0
+        for index, future in enumerate(step.micro_batches):
+            start = time.perf_counter()
+            batch = future.result().to(self._device)
+            waited += time.perf_counter() - start
+            is_last = index == len(step.micro_batches) - 1
+            with nullcontext() if is_last else self._accelerator.no_sync(model):
+                loss = micro_losses(model, batch).sum() / step.samples
+                self._accelerator.backward(loss * ranks)
+            total += loss.detach()
+        return self._accelerator.reduce(total, "sum"), waited
+
+    def _report(self, metrics: Metrics, done: int) -> None:
+        """What is due after `done` steps: a line, a picture, a checkpoint."""
+        settings, is_end = self._settings, done == self._settings.steps
+        if done % settings.log_every == 0 or is_end:
+            metrics.flush()
+        if done % settings.checkpoint_every == 0 or is_end:
+            with metrics.paused():
+                checkpoint.save(self._folder, self._state(done), self._model, self._ema, self._optimizer)
+        if done % settings.samples.every == 0 or is_end:
+            with metrics.paused(), self._ema.applied():
+                picture = self._sampler.draw(self._model, self._folder / "samples" / f"step-{done:08}.png")
+            console.print(f"drawn: {picture}", soft_wrap=True)
+
+    def _resume(self) -> int:
+        path = checkpoint.latest(self._folder)
+        if path is None:
+            return 0
+        step = checkpoint.load(path, self._state(0), self._model, self._ema, self._optimizer)
+        console.print(f"going on from {path}", soft_wrap=True)
+        return step
+
+    def _state(self, step: int) -> checkpoint.State:
+        return checkpoint.State(
+            step=step, seed=self._plan.seed, batch=self._plan.batch, cache=self._reader.identity
+        )
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self._reader,
+            self._plan,
+            config=self._model.config,
+            caption_dropout=self._settings.caption_dropout,
+            token_budget=self._settings.token_budget,
+            rank=self._accelerator.process_index,
+            ranks=self._accelerator.num_processes,
+            pin=self._device.type == "cuda",
+        )
+
+    def _peak(self) -> float:
+        return peak_flops(self._device) * self._accelerator.num_processes
+
+    def _announce(self, first: int) -> None:
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self._accelerator.print(
+            f"{self._folder}: {parameters / 1e6:,.1f}M parameters on {self._accelerator.num_processes} x "
+            f"{self._device.type}, attention by {backend(self._device, dtype)}\n"
+            f"{self._reader.images:,} pictures, steps {first:,} to {self._settings.steps:,} of "
+            f"{self._settings.batch:,} samples: {self._plan.epochs(self._settings.steps):,.1f} epochs in all"
+        )
+
+
+def micro_losses(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
+    """The flow-matching loss of each sample of a micro-batch, (samples,) in float32."""
+    packed = PackedBatch(
+        text=batch.text,
+        patches=batch.data,
+        timesteps=batch.times,
+        text_lengths=batch.text_lengths,
+        grids=batch.grids,
+    )
+    layout = layout_of(packed)
+    t = batch.times[layout.image_sample][:, None]
+    prediction = model(packed.with_patches(flow.noisy(batch.data, batch.noise, t)), layout)
+    return flow.sample_losses(
+        prediction, flow.velocity(batch.data, batch.noise), layout.image_sample, len(batch.times)
+    )
+
+
+def adamw(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW over all parameters, fused into one kernel where there is one."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def warmup(optimizer: torch.optim.Optimizer, steps: int, first: int) -> LambdaLR:
+    """Learning rate rising linearly over `steps`, then constant; a function of the step, resumed at `first`."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"] if "initial_lr" not in group else group["initial_lr"]
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)), last_epoch=first - 1)

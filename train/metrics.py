@@ -1,0 +1,107 @@
+"""What a run reports: metrics.jsonl (every step), TensorBoard, and a line in the terminal."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from shared.files import write_text
+from shared.progress import clock, console
+from train.data.loader import Step
+from train.data.plan import Plan
+
+
+class Metrics:
+    """Records of a run's steps. A resumed run has one record per step, as an uninterrupted one.
+
+    Values are fetched from the device at `flush`, not at every step, so that the device never waits.
+    """
+
+    def __init__(self, folder: Path, first_step: int, steps: int, peak: float) -> None:
+        self._steps, self._peak = steps, peak
+        path = folder / "metrics.jsonl"
+        kept = [record for record in read(path) if record["step"] < first_step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._waiting: list[dict[str, Any]] = []
+        self._since = time.perf_counter()
+
+    def add(self, step: Step, plan: Plan, loss: Tensor, norm: Tensor, learning_rate: float, waited: float) -> None:
+        """Take in a step without waiting for the device."""
+        self._waiting.append(
+            {
+                "step": step.number,
+                "epoch": plan.epochs(step.number),
+                "samples": step.receipt,
+                "images": step.samples,
+                "flops": step.flops,
+                "loss": loss,
+                "grad_norm": norm,
+                "learning_rate": learning_rate,
+                "data_wait": waited,
+            }
+        )
+
+    def flush(self) -> None:
+        """Write the waiting records, and print the line of the last one."""
+        if not self._waiting:
+            return
+        values = torch.stack([torch.stack((r["loss"], r["grad_norm"])) for r in self._waiting]).tolist()
+        seconds = time.perf_counter() - self._since
+        speed = {
+            "images_per_second": sum(r["images"] for r in self._waiting) / seconds,
+            "share_of_peak": sum(r["flops"] for r in self._waiting) / seconds / self._peak,
+            "seconds": seconds / len(self._waiting),
+        }
+        for record, (loss, norm) in zip(self._waiting, values, strict=True):
+            self._write(record | {"loss": loss, "grad_norm": norm} | speed)
+        left = (self._steps - self._waiting[-1]["step"] - 1) * speed["seconds"]
+        self._print(self._waiting[-1] | {"loss": values[-1][0], "grad_norm": values[-1][1]} | speed, left)
+        self._waiting, self._since = [], time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out of the rates what is not training: drawing pictures, writing checkpoints."""
+        self.flush()
+        yield
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        """Finish both files."""
+        self.flush()
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for key, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(key, value, record["step"])  # type: ignore[no-untyped-call]
+
+    def _print(self, record: dict[str, Any], seconds_left: float) -> None:
+        console.print(
+            f"step {record['step'] + 1:,}/{self._steps:,}  loss {record['loss']:.4f}  "
+            f"norm {record['grad_norm']:.2f}  {record['images_per_second']:.1f} images/s  "
+            f"{record['share_of_peak']:.0%} of peak  {clock(seconds_left)} left",
+            soft_wrap=True,
+        )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a line cut off by a kill is left out."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records

@@ -1,0 +1,93 @@
+"""Drawing: from caption embeddings to pictures, with an Euler sampler."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from train import flow
+from train.data.random import normal, stream_key
+from train.model.dit import Lumina2DiT
+from train.model.packing import layout_of, pack, unpatchify
+from train.settings import SampleSettings
+
+LABEL_HEIGHT = 34
+
+
+@torch.no_grad()
+def draw_latents(
+    model: Lumina2DiT, captions: Sequence[Tensor], empty: Tensor, grid: tuple[int, int], settings: SampleSettings
+) -> list[Tensor]:
+    """One latent (C, H, W) per caption embedding (tokens, dim), in the model's own scale, float32.
+
+    All captions are drawn together in one packed batch, with and without their text. `grid` is the picture's
+    (rows, columns) in tokens. The noise of the n-th picture depends on the seed and n alone.
+    """
+    config, device = model.config, next(model.parameters()).device
+    shape = (config.in_channels, grid[0] * config.patch_size, grid[1] * config.patch_size)
+    count = len(captions)
+    x = torch.stack(
+        [
+            torch.from_numpy(normal(stream_key(settings.seed, index), int(np.prod(shape)))).view(shape)
+            for index in range(count)
+        ]
+    ).to(device)
+    times = flow.schedule(settings.steps, settings.shift)
+    for t, following in zip(times, times[1:], strict=False):
+        guided = t < settings.guidance_until and settings.guidance > 1
+        texts = [*captions, *[empty] * count] if guided else list(captions)
+        inputs = [*x, *x] if guided else list(x)
+        batch = pack(inputs, texts, torch.full((len(inputs),), t), config.patch_size).to(device)
+        velocity = model(batch, layout_of(batch)).float().view(len(inputs), grid[0] * grid[1], -1)
+        if guided:
+            velocity = torch.stack(
+                [
+                    flow.guided(conditional, unconditional, settings.guidance)
+                    for conditional, unconditional in zip(velocity[:count], velocity[count:], strict=True)
+                ]
+            )
+        step = torch.stack([unpatchify(v, grid, config.patch_size, config.in_channels) for v in velocity])
+        x = x + (following - t) * step
+    return list(x)
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Sequence[Tensor]) -> list[Image.Image]:
+    """Pictures from latents in the model's scale, through an `AutoencoderKL`."""
+    pictures = []
+    for latent in latents:
+        scaled = latent / vae.config.scaling_factor + vae.config.shift_factor
+        pixels = vae.decode(scaled[None].to(vae.dtype)).sample[0].float()
+        values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+        pictures.append(Image.fromarray(values.cpu().numpy()))
+    return pictures
+
+
+def grid_picture(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
+    """The pictures in rows, each with its label below."""
+    columns = min(len(pictures), max(1, round(len(pictures) ** 0.5 * 1.2)))
+    rows = -(-len(pictures) // columns)
+    width = max(picture.width for picture in pictures) + 4
+    height = max(picture.height for picture in pictures) + LABEL_HEIGHT
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
+    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = index % columns * width, index // columns * height
+        sheet.paste(picture, (x + 2, y + 2))
+        pen.multiline_text((x + 2, y + picture.height + 4), _wrapped(label, width - 4, font), "black", font, spacing=1)
+    return sheet
+
+
+def _wrapped(text: str, width: int, font: Any, lines: int = 2) -> str:
+    """The text cut into at most `lines` lines of `width` pixels."""
+    result, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > width:
+            result.append(line)
+            longer = word
+        line = longer
+    return "\n".join([*result, line][:lines])

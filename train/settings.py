@@ -1,0 +1,68 @@
+"""Settings of `train`: the section `train` of a pipeline."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from shared.settings import Settings
+
+
+class OptimizerSettings(Settings):
+    """AdamW, as in the official run."""
+
+    learning_rate: PositiveFloat = 2e-4
+    warmup: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises linearly from 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-15
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: PositiveFloat = 2.0
+    """Largest norm of the gradient of all parameters together."""
+
+
+class SampleSettings(Settings):
+    """The grids drawn during training, with the averaged weights."""
+
+    every: PositiveInt = 500
+    """Steps between two grids; one more is drawn at the end."""
+    prompts: tuple[str, ...] = ()
+    """What to draw. Empty: the captions of the first 8 pictures of the cache."""
+    width: int | None = Field(default=None, ge=16)
+    """Pixels, a multiple of 16; default: the side of the cache's area."""
+    height: int | None = Field(default=None, ge=16)
+    """Pixels, a multiple of 16; default: the side of the cache's area."""
+    steps: PositiveInt = 50
+    guidance: float = Field(default=4.0, ge=1)
+    guidance_until: float = Field(default=0.25, ge=0, le=1)
+    """Time (0 noise, 1 data) from which on the prompt alone is followed."""
+    shift: PositiveFloat = 6.0
+    """Shift of the sampler's times towards noise."""
+    seed: int = 0
+
+
+class TrainSettings(Settings):
+    """How the transformer is finetuned. The defaults are the numbers of the run this project follows."""
+
+    steps: PositiveInt = 26_500
+    batch: PositiveInt = 768
+    """Samples of one optimiser step, on all ranks together."""
+    token_budget: PositiveInt = 16_384
+    """Most tokens (text and image) of one micro-batch on one rank: raise it until the memory is full."""
+    seed: int = 0
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of samples that are shown the empty caption."""
+    ema: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the averaged weights per step. The average forgets its start sooner in the first steps."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """Start from the weights in the model folder, or from scratch."""
+    recompute: bool = False
+    """Recompute every block in the backward pass: a third more work, a fraction of the memory."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    samples: SampleSettings = SampleSettings()
+    log_every: PositiveInt = 10
+    """Steps between two lines of output; metrics.jsonl has every step."""
+    checkpoint_every: PositiveInt = 500
+    """Steps between two checkpoints; one more is written at the end."""
+
+
+SETTINGS = TrainSettings
