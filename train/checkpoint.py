@@ -63,9 +63,7 @@ def latest(run: Path) -> Path | None:
     return max((path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir()), default=None)
 
 
-def load(
-    path: Path, expected: State, model: Lumina2DiT, ema: Ema, optimizer: torch.optim.Optimizer
-) -> int:
+def load(path: Path, expected: State, model: Lumina2DiT, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
     """Restore a checkpoint into the three and return the next step.
 
     Raises UserError listing what differs where the run would not go on with the same samples.
@@ -75,7 +73,8 @@ def load(
     problems = differences({**asdict(expected), "step": step}, found)
     if problems:
         raise UserError(
-            f"{path} belongs to another run:\n  " + "\n  ".join(problems)
+            f"{path} belongs to another run:\n  "
+            + "\n  ".join(problems)
             + "\nset these back, or start a run of its own with --name"
         )
     model.load_state_dict(load_state(path / "transformer"))
@@ -93,7 +92,9 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _restore_optimizer(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _restore_optimizer(
+    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit("/", 1)

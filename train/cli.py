@@ -10,13 +10,18 @@ import yaml
 from shared.errors import UserError
 from shared.pipelines import load
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache.")
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache."
+)
 
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run` and `cache-latents`.")]
-Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]
+Model = Annotated[
+    str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")
+]
 Name = Annotated[str, typer.Option(help="Name of the run: its folder is WORK/runs/NAME.")]
 Set = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example train.steps=100.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example train.steps=100."),
 ]
 
 
@@ -46,7 +51,9 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder WORK/runs/NAME/checkpoints/STEP.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     model: Model = "Alpha-VLLM/Lumina-Image-2.0",
-    raw: Annotated[bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")
+    ] = False,
 ) -> None:
     """Write a pipeline folder that diffusers' Lumina2Pipeline loads."""
     from train.export import export_pipeline  # noqa: PLC0415

@@ -66,5 +66,3 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     result = unconditional + scale * (conditional - unconditional)
     limit, length = conditional.norm(), result.norm()
     return result * (limit / length).clamp(max=1.0)
-
-

@@ -44,7 +44,9 @@ class Trainer:
         self._announce(first)
         schedule = warmup(self._optimizer, self._settings.optimizer.warmup, first)
         model = self._accelerator.prepare(self._model)
-        metrics = Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
+        metrics = (
+            Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
+        )
         for step in self._loader().steps(first, last):
             loss, waited = self._gradients(model, step)
             norm = self._accelerator.clip_grad_norm_(model.parameters(), self._settings.optimizer.clip)

@@ -19,7 +19,11 @@ LABEL_HEIGHT = 34
 
 @torch.no_grad()
 def draw_latents(
-    model: Lumina2DiT, captions: Sequence[Tensor], empty: Tensor, grid: tuple[int, int], settings: SampleSettings
+    model: Lumina2DiT,
+    captions: Sequence[Tensor],
+    empty: Tensor,
+    grid: tuple[int, int],
+    settings: SampleSettings,
 ) -> list[Tensor]:
     """One latent (C, H, W) per caption embedding (tokens, dim), in the model's own scale, float32.
 
@@ -77,7 +81,9 @@ def grid_picture(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Imag
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = index % columns * width, index // columns * height
         sheet.paste(picture, (x + 2, y + 2))
-        pen.multiline_text((x + 2, y + picture.height + 4), _wrapped(label, width - 4, font), "black", font, spacing=1)
+        pen.multiline_text(
+            (x + 2, y + picture.height + 4), _wrapped(label, width - 4, font), "black", font, spacing=1
+        )
     return sheet
 
 

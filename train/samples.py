@@ -53,7 +53,9 @@ def _grid(settings: SampleSettings, reader: CacheReader, patch: int) -> tuple[in
     return sides[0] // multiple, sides[1] // multiple
 
 
-def _captions(prompts: Sequence[str], model_folder: Path, reader: CacheReader) -> tuple[list[str], list[Tensor]]:
+def _captions(
+    prompts: Sequence[str], model_folder: Path, reader: CacheReader
+) -> tuple[list[str], list[Tensor]]:
     """Labels and embeddings of what to draw: the prompts, or else captions of the cache's first pictures."""
     if prompts:
         encoder = TextEncoder(model_folder, reader.text_settings, torch.device("cpu"))

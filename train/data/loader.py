@@ -107,7 +107,9 @@ class Loader:
         numbers = normal(stream_key(self._plan.seed, TIME, step, positions), 1)[:, 0]
         return Draws(
             samples=samples,
-            captions=tuple(self._caption(int(index), *pair) for index, pair in zip(samples, chance, strict=True)),
+            captions=tuple(
+                self._caption(int(index), *pair) for index, pair in zip(samples, chance, strict=True)
+            ),
             times=flow.timesteps(torch.from_numpy(numbers), self._shift).numpy(),
         )
 
@@ -126,7 +128,9 @@ class Loader:
 
     def _start(self, number: int, pool: ThreadPoolExecutor) -> Step:
         draws = self.draws(number)
-        text = [self._reader.text_tokens(int(i), c) for i, c in zip(draws.samples, draws.captions, strict=True)]
+        text = [
+            self._reader.text_tokens(int(i), c) for i, c in zip(draws.samples, draws.captions, strict=True)
+        ]
         image = [int(tokens) for tokens in self._reader.image_tokens[draws.samples]]
         tokens = [t + i for t, i in zip(text, image, strict=True)]
         micro_batches = assign(tokens, self._ranks, self._token_budget)[self._rank]
