@@ -40,9 +40,7 @@ def compare(truth: Path, work: Path) -> None:
 def read_outcomes(work: Path) -> dict[str, str]:
     """What became of each file: `kept`, or the stage and reason it was dropped for."""
     curated = duckdb.sql(f"SELECT locations FROM read_parquet('{work}/curated/part-*.parquet')").fetchall()
-    rejects = duckdb.sql(
-        f"SELECT locations, stage, reason FROM read_parquet('{work}/rejects.parquet')"
-    ).fetchall()
+    rejects = duckdb.sql(f"SELECT locations, stage, reason FROM read_parquet('{work}/rejects.parquet')").fetchall()
     outcomes = {file: f"{stage}: {reason}" for files, stage, reason in rejects for file in files}
     for (files,) in curated:
         outcomes |= dict.fromkeys(files, "kept as one with its original") | {files[0]: "kept"}

@@ -10,14 +10,10 @@ import yaml
 from shared.errors import UserError
 from shared.pipelines import load
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache."
-)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache.")
 
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run` and `cache-latents`.")]
-Model = Annotated[
-    str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")
-]
+Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]
 Name = Annotated[str, typer.Option(help="Name of the run: its folder is WORK/runs/NAME.")]
 Set = Annotated[
     list[str],
@@ -41,7 +37,7 @@ def train(
     if dry_run:
         typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return
-    from train.run import start  # noqa: PLC0415 - torch takes seconds to load; --help should not
+    from train.run import start
 
     start(work, model, name, settings)
 
@@ -51,12 +47,10 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder WORK/runs/NAME/checkpoints/STEP.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     model: Model = "Alpha-VLLM/Lumina-Image-2.0",
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")] = False,
 ) -> None:
     """Write a pipeline folder that diffusers' Lumina2Pipeline loads."""
-    from train.export import export_pipeline  # noqa: PLC0415
+    from train.export import export_pipeline
 
     export_pipeline(checkpoint, out, model, raw=raw)
     typer.echo(f"written: {out}")

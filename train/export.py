@@ -12,9 +12,7 @@ def export_pipeline(checkpoint: Path, out: Path, model: str, *, raw: bool) -> No
     """Copy the pipeline `model` to `out` with the transformer of a checkpoint in place of its own."""
     transformer = checkpoint / ("transformer" if raw else "transformer_ema")
     if not transformer.is_dir():
-        raise UserError(
-            f"{checkpoint}: no {transformer.name}/ in it; give a folder runs/NAME/checkpoints/STEP"
-        )
+        raise UserError(f"{checkpoint}: no {transformer.name}/ in it; give a folder runs/NAME/checkpoints/STEP")
     base = model_folder(model)
     with atomic_folder(out) as temporary:
         for part in sorted(base.iterdir()):

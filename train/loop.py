@@ -18,7 +18,7 @@ from train.ema import Ema
 from train.metrics import Metrics
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
-from train.model.packing import PackedBatch, layout_of
+from train.model.packing import layout_of
 from train.peak import peak_flops
 from train.samples import Sampler
 from train.settings import OptimizerSettings, TrainSettings
@@ -44,9 +44,7 @@ class Trainer:
         self._announce(first)
         schedule = warmup(self._optimizer, self._settings.optimizer.warmup, first)
         model = self._accelerator.prepare(self._model)
-        metrics = (
-            Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
-        )
+        metrics = Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
         for step in self._loader().steps(first, last):
             loss, waited = self._gradients(model, step)
             norm = self._accelerator.clip_grad_norm_(model.parameters(), self._settings.optimizer.clip)
@@ -105,9 +103,7 @@ class Trainer:
         return step
 
     def _state(self, step: int) -> checkpoint.State:
-        return checkpoint.State(
-            step=step, seed=self._plan.seed, batch=self._plan.batch, cache=self._reader.identity
-        )
+        return checkpoint.State(step=step, seed=self._plan.seed, batch=self._plan.batch, cache=self._reader.identity)
 
     def _loader(self) -> Loader:
         return Loader(
@@ -137,19 +133,12 @@ class Trainer:
 
 def micro_losses(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
     """The flow-matching loss of each sample of a micro-batch, (samples,) in float32."""
-    packed = PackedBatch(
-        text=batch.text,
-        patches=batch.data,
-        timesteps=batch.times,
-        text_lengths=batch.text_lengths,
-        grids=batch.grids,
-    )
-    layout = layout_of(packed)
-    t = batch.times[layout.image_sample][:, None]
-    prediction = model(packed.with_patches(flow.noisy(batch.data, batch.noise, t)), layout)
-    return flow.sample_losses(
-        prediction, flow.velocity(batch.data, batch.noise), layout.image_sample, len(batch.times)
-    )
+    clean, noise = batch.clean, batch.noise
+    layout = layout_of(clean)
+    t = clean.timesteps[layout.image_sample][:, None]
+    prediction = model(clean.with_patches(flow.noisy(clean.patches, noise, t)), layout)
+    target = flow.velocity(clean.patches, noise)
+    return flow.sample_losses(prediction, target, layout.image_sample, len(clean.timesteps))
 
 
 def adamw(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -33,9 +33,7 @@ class Metrics:
         self._waiting: list[dict[str, Any]] = []
         self._since = time.perf_counter()
 
-    def add(
-        self, step: Step, plan: Plan, loss: Tensor, norm: Tensor, learning_rate: float, waited: float
-    ) -> None:
+    def add(self, step: Step, plan: Plan, loss: Tensor, norm: Tensor, learning_rate: float, waited: float) -> None:
         """Take in a step without waiting for the device."""
         self._waiting.append(
             {

@@ -14,7 +14,7 @@ BF16_PEAK = {
     "RTX 5090": 210e12,
     "B200": 2250e12,
 }
-"""Dense bfloat16 FLOP/s with float32 accumulation from the vendor's datasheets; the first name found counts."""
+"""Dense bfloat16 FLOP/s, float32 accumulation, from the vendor's datasheets; the first name found counts."""
 
 
 def peak_flops(device: torch.device) -> float:

@@ -42,6 +42,6 @@ def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lum
         )
     if settings.init == "random":
         torch.manual_seed(settings.seed)
-        model.reset_parameters()
+        model.init_weights()
     model.checkpointing = settings.recompute
     return model

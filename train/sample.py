@@ -1,6 +1,7 @@
 """Drawing: from caption embeddings to pictures, with an Euler sampler."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def draw_latents(
         ]
     ).to(device)
     times = flow.schedule(settings.steps, settings.shift)
-    for t, following in zip(times, times[1:], strict=False):
+    for t, following in pairwise(times):
         guided = t < settings.guidance_until and settings.guidance > 1
         texts = [*captions, *[empty] * count] if guided else list(captions)
         inputs = [*x, *x] if guided else list(x)
@@ -81,9 +82,7 @@ def grid_picture(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Imag
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = index % columns * width, index // columns * height
         sheet.paste(picture, (x + 2, y + 2))
-        pen.multiline_text(
-            (x + 2, y + picture.height + 4), _wrapped(label, width - 4, font), "black", font, spacing=1
-        )
+        pen.multiline_text((x + 2, y + picture.height + 4), _wrapped(label, width - 4, font), "black", font, spacing=1)
     return sheet
 
 

@@ -47,15 +47,11 @@ def _grid(settings: SampleSettings, reader: CacheReader, patch: int) -> tuple[in
     multiple = reader.factor * patch
     sides = (settings.height or reader.area, settings.width or reader.area)
     if any(side % multiple for side in sides):
-        raise UserError(
-            f"train.samples: {sides[1]} x {sides[0]} px; width and height must be multiples of {multiple}"
-        )
+        raise UserError(f"train.samples: {sides[1]} x {sides[0]} px; width and height must be multiples of {multiple}")
     return sides[0] // multiple, sides[1] // multiple
 
 
-def _captions(
-    prompts: Sequence[str], model_folder: Path, reader: CacheReader
-) -> tuple[list[str], list[Tensor]]:
+def _captions(prompts: Sequence[str], model_folder: Path, reader: CacheReader) -> tuple[list[str], list[Tensor]]:
     """Labels and embeddings of what to draw: the prompts, or else captions of the cache's first pictures."""
     if prompts:
         encoder = TextEncoder(model_folder, reader.text_settings, torch.device("cpu"))

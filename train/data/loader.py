@@ -5,9 +5,9 @@ sample (caption, time, noise) is keyed by step and position in the global batch,
 the rank that computes the sample nor on the micro-batch it travels in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,38 +20,34 @@ from train.data.plan import CAPTION, NOISE, TIME, Plan, assign, receipt
 from train.data.random import normal, stream_key, uniform
 from train.model.config import DiTConfig
 from train.model.flops import training_flops
-from train.model.packing import patchify
+from train.model.packing import PackedBatch, pack, patchify
 
 THREADS = 4
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples packed one after the other, without padding."""
+    """Samples that are computed together."""
 
-    data: Tensor
-    """(image tokens, patch * patch * channels), scaled latents, float32."""
+    clean: PackedBatch
+    """Scaled latents and captions, with the times at which they will be noised."""
     noise: Tensor
-    """Same shape."""
-    times: Tensor
-    """(samples,), float32."""
-    text: Tensor
-    """(text tokens, dim), bfloat16."""
-    text_lengths: tuple[int, ...]
-    grids: tuple[tuple[int, int], ...]
-    """(rows, columns) of each sample, in tokens."""
+    """Of the shape of `clean.patches`."""
 
     def pin(self) -> "MicroBatch":
-        """A copy in page-locked memory, from which a GPU fetches without waiting."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        """A copy in page-locked memory, from which a GPU fetches without being waited for."""
+        clean = replace(
+            self.clean,
+            text=self.clean.text.pin_memory(),
+            patches=self.clean.patches.pin_memory(),
+            timesteps=self.clean.timesteps.pin_memory(),
+        )
+        return MicroBatch(clean, self.noise.pin_memory())
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The batch on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "MicroBatch":
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+        """The batch on a device, in float32 (captions travel as the bfloat16 they are stored in)."""
+        clean = self.clean.to(device)
+        return MicroBatch(replace(clean, text=clean.text.float()), self.noise.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -107,9 +103,7 @@ class Loader:
         numbers = normal(stream_key(self._plan.seed, TIME, step, positions), 1)[:, 0]
         return Draws(
             samples=samples,
-            captions=tuple(
-                self._caption(int(index), *pair) for index, pair in zip(samples, chance, strict=True)
-            ),
+            captions=tuple(self._caption(int(index), *pair) for index, pair in zip(samples, chance, strict=True)),
             times=flow.timesteps(torch.from_numpy(numbers), self._shift).numpy(),
         )
 
@@ -128,9 +122,7 @@ class Loader:
 
     def _start(self, number: int, pool: ThreadPoolExecutor) -> Step:
         draws = self.draws(number)
-        text = [
-            self._reader.text_tokens(int(i), c) for i, c in zip(draws.samples, draws.captions, strict=True)
-        ]
+        text = [self._reader.text_tokens(int(i), c) for i, c in zip(draws.samples, draws.captions, strict=True)]
         image = [int(tokens) for tokens in self._reader.image_tokens[draws.samples]]
         tokens = [t + i for t, i in zip(text, image, strict=True)]
         micro_batches = assign(tokens, self._ranks, self._token_budget)[self._rank]
@@ -140,9 +132,7 @@ class Loader:
             samples=len(tokens),
             flops=sum(training_flops(self._config, t, i) for t, i in zip(text, image, strict=True)),
             # An empty micro-batch has nothing to compute: the rank just has fewer of them.
-            micro_batches=tuple(
-                pool.submit(self._make, number, draws, micro) for micro in micro_batches if micro
-            ),
+            micro_batches=tuple(pool.submit(self._make, number, draws, micro) for micro in micro_batches if micro),
         )
 
     def _make(self, step: int, draws: Draws, positions: list[int]) -> MicroBatch:
@@ -151,15 +141,9 @@ class Loader:
         noises = [self._noise(step, p, x.shape) for p, x in zip(positions, latents, strict=True)]
         texts = [self._reader.text(i, draws.captions[p]) for i, p in zip(indices, positions, strict=True)]
         patch = self._config.patch_size
-        batch = MicroBatch(
-            data=(torch.cat([patchify(x, patch) for x in latents]) - self._reader.shift_factor)
-            * self._reader.scaling_factor,
-            noise=torch.cat([patchify(x, patch) for x in noises]),
-            times=torch.from_numpy(draws.times[positions]),
-            text=torch.cat(texts),
-            text_lengths=tuple(len(text) for text in texts),
-            grids=tuple((x.shape[1] // patch, x.shape[2] // patch) for x in latents),
-        )
+        scaled = [(x - self._reader.shift_factor) * self._reader.scaling_factor for x in latents]
+        clean = pack(scaled, texts, torch.from_numpy(draws.times[positions]), patch)
+        batch = MicroBatch(clean, torch.cat([patchify(noise, patch) for noise in noises]))
         return batch.pin() if self._pin else batch
 
     def _noise(self, step: int, position: int, shape: torch.Size) -> Tensor:

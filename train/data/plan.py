@@ -63,9 +63,7 @@ def assign(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[int
     micro-batches, its first ones are empty.
     """
     if len(tokens) < ranks:
-        raise ValueError(
-            f"a batch of {len(tokens)} cannot be spread over {ranks} ranks; use at least {ranks}"
-        )
+        raise ValueError(f"a batch of {len(tokens)} cannot be spread over {ranks} ranks; use at least {ranks}")
     shares = _spread(range(len(tokens)), tokens, ranks)
     micros = max(-(-sum(tokens[i] for i in share) // budget) for share in shares)
     while not all(_fits(share, tokens, micros, budget) for share in shares):
@@ -74,9 +72,7 @@ def assign(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[int
 
 
 def _fits(share: Sequence[int], tokens: Sequence[int], micros: int, budget: int) -> bool:
-    return all(
-        len(bin) <= 1 or sum(tokens[i] for i in bin) <= budget for bin in _spread(share, tokens, micros)
-    )
+    return all(len(micro) <= 1 or sum(tokens[i] for i in micro) <= budget for micro in _spread(share, tokens, micros))
 
 
 def _spread(positions: Sequence[int], tokens: Sequence[int], bins: int) -> list[list[int]]:
@@ -87,4 +83,4 @@ def _spread(positions: Sequence[int], tokens: Sequence[int], bins: int) -> list[
         load, index = heapq.heappop(heap)
         result[index].append(position)
         heapq.heappush(heap, (load + tokens[position], index))
-    return [sorted(bin) for bin in result]
+    return [sorted(share) for share in result]

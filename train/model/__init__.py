@@ -1,1 +1,1 @@
-"""This project's own Lumina-Image-2.0 transformer over packed rows, with the weights of diffusers and ComfyUI."""
+"""The project's own Lumina-Image-2.0 transformer: packed rows inside, diffusers' weights outside."""

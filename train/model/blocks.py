@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """The norm before attention and the modulation of its whole block, side by side as diffusers keeps them."""
+    """The norm before attention and the modulation of the whole block, together as in diffusers."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class ModulatedNorm(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def modulation(self, condition: Condition) -> tuple[Tensor, ...]:
-        """Attention scale and gate, feed-forward scale and gate: (tokens, hidden) each, gates after their tanh."""
+        """Scale and gate (after its tanh) of attention, then of feed-forward: (tokens, hidden) each."""
         scale_1, gate_1, scale_2, gate_2 = self.linear(condition.time).chunk(4, dim=1)
         values = torch.cat((scale_1, gate_1.tanh(), scale_2, gate_2.tanh()), dim=1)
         return (condition.membership @ values).chunk(4, dim=1)
@@ -138,7 +138,8 @@ class ModulatedBlock(nn.Module):
         """(tokens, hidden) -> (tokens, hidden)."""
         scale_1, gate_1, scale_2, gate_2 = self.norm1.modulation(condition)
         x = x + gate_1 * self.norm2(self.attn(scaled(self.norm1.norm(x), scale_1), segments, by))
-        return x + gate_2 * self.ffn_norm2(self.feed_forward(scaled(self.ffn_norm1(x), scale_2)))
+        out: Tensor = x + gate_2 * self.ffn_norm2(self.feed_forward(scaled(self.ffn_norm1(x), scale_2)))
+        return out
 
 
 def scaled(x: Tensor, scale: Tensor) -> Tensor:

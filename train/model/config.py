@@ -12,10 +12,10 @@ CLASS_NAME = "Lumina2Transformer2DModel"
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Sizes of the model. Names, meanings and defaults are diffusers'; impossible combinations are ValueErrors."""
+    """Sizes of the model under diffusers' names, with its defaults. Impossible ones are ValueErrors."""
 
     cap_feat_dim: int
-    """Width of a caption token: 2304 for Gemma-2-2B. Without a default, since diffusers' own fits no released model."""
+    """Width of a caption token, 2304 for Gemma-2-2B. diffusers' default fits no released model: none here."""
     sample_size: int = 128
     """Side of the latent the model was made for. Kept for diffusers' sake; nothing depends on it."""
     patch_size: int = 2
@@ -42,20 +42,16 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
-            )
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads")
         if self.num_attention_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not divisible by num_kv_heads {self.num_kv_heads}"
+                f"{self.num_attention_heads} attention heads cannot share {self.num_kv_heads} key-value heads"
             )
         if len(self.axes_dim_rope) != 3 or len(self.axes_lens) != 3:
-            raise ValueError(
-                f"axes_dim_rope {self.axes_dim_rope} and axes_lens {self.axes_lens} need three axes: text, row, column"
-            )
+            raise ValueError(f"axes_dim_rope {self.axes_dim_rope} and axes_lens {self.axes_lens} need three axes")
         if sum(self.axes_dim_rope) != self.head_dim or any(width % 2 for width in self.axes_dim_rope):
             raise ValueError(
-                f"axes_dim_rope {self.axes_dim_rope} must be even numbers that sum to the head width {self.head_dim}"
+                f"axes_dim_rope {self.axes_dim_rope} must be even and sum to the head width {self.head_dim}"
             )
         if self.scaling_factor != 1.0:
             raise ValueError(f"scaling_factor {self.scaling_factor} is not supported, only 1.0")
@@ -72,7 +68,7 @@ class DiTConfig:
 
     @property
     def ffn_dim(self) -> int:
-        """Inner width of the SwiGLU: 4 x hidden, times the multiplier, rounded up (diffusers' LuminaFeedForward)."""
+        """Inner width of the SwiGLU: 4 x hidden x multiplier, rounded up (diffusers' LuminaFeedForward)."""
         inner = 4 * self.hidden_size
         if self.ffn_dim_multiplier is not None:
             inner = int(self.ffn_dim_multiplier * inner)
@@ -95,15 +91,19 @@ class DiTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Take diffusers' dictionary. Its private keys (`_class_name`, ...) are ignored, unknown ones are errors."""
-        public = {key: value for key, value in values.items() if not key.startswith("_")}
+        """Take diffusers' dictionary but for its private keys (`_class_name`); unknown keys are errors."""
+        # JSON has no tuples.
+        public: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if not key.startswith("_")
+        }
         known = {field.name for field in fields(cls)}
         if unknown := sorted(public.keys() - known):
             raise ValueError(f"unknown transformer settings {unknown}; known are {sorted(known)}")
         if "cap_feat_dim" not in public:
             raise ValueError("the transformer settings lack cap_feat_dim, the width of a caption token")
-        axes = {key: tuple(public[key]) for key in ("axes_dim_rope", "axes_lens") if key in public}
-        return cls(**public | axes)
+        return cls(**public)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

@@ -1,18 +1,27 @@
 """Lumina-Image-2.0 over packed rows.
 
-The same function as diffusers' `Lumina2Transformer2DModel`, with the same parameters under the same names, but a
-batch may mix any resolutions and caption lengths and no padding is computed.
+The same function as diffusers' `Lumina2Transformer2DModel`, of the same parameters under the same names, but a
+batch may mix any resolutions and caption lengths, and no padding is computed.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone's name for it
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from train.model.blocks import Condition, ContextBlock, ModulatedBlock, RMSNorm, scaled
+from train.model.blocks import (
+    Attention,
+    Condition,
+    ContextBlock,
+    ModulatedBlock,
+    ModulatedNorm,
+    RMSNorm,
+    scaled,
+)
 from train.model.config import DiTConfig
 from train.model.packing import Layout, PackedBatch
 from train.model.rope import check_positions, rotation
@@ -55,6 +64,13 @@ class TimeCaptionEmbedder(nn.Module):
             RMSNorm(config.cap_feat_dim, config.norm_eps), nn.Linear(config.cap_feat_dim, config.hidden_size)
         )
 
+    def init_weights(self) -> None:
+        """Small normal weights, as the official `models/model.py` draws them."""
+        caption: Any = self.caption_embedder[1]
+        nn.init.trunc_normal_(caption.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedder.linear_1.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedder.linear_2.weight, std=0.02)
+
 
 class OutputLayer(nn.Module):
     """Norm without weights, scaled by the sample's time, then a linear layer to patches."""
@@ -96,7 +112,8 @@ class Lumina2DiT(nn.Module):
         check_positions(batch.text_lengths, batch.grids, self.config.axes_lens)
         embed = self.time_caption_embed
         time = F.silu(embed.timestep_embedder(batch.timesteps))
-        condition = Condition(time, F.one_hot(layout.sample, len(time)).to(time.dtype))
+        membership = layout.sample[:, None] == torch.arange(len(time), device=time.device)
+        condition = Condition(time, membership.to(time.dtype))
         cosine, sine = rotation(layout.positions, self.config.axes_dim_rope)
 
         text = embed.caption_embedder(batch.text)
@@ -129,8 +146,7 @@ class Lumina2DiT(nn.Module):
     def init_weights(self) -> None:
         """Initialise for training from scratch, as the official `models/model.py` does.
 
-        Modulation and output start at zero, so that every block starts as the identity and the model predicts
-        zero; norms start at one.
+        Modulation and output start at zero: modulated blocks begin as the identity, predictions as zero.
         """
         for module in self.modules():
             if isinstance(module, RMSNorm):
@@ -139,6 +155,12 @@ class Lumina2DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, Attention):
-                # The official projection is one matrix, whose bound comes from its whole height.
-        embed = self.time_caption_embed
+        # Queries, keys and values are one matrix there: Xavier's bound comes from its full height.
+        bound = math.sqrt(6 / (2 * self.config.hidden_size + 2 * self.config.kv_dim))
+        for attention in (module for module in self.modules() if isinstance(module, Attention)):
+            for projection in (attention.to_q, attention.to_k, attention.to_v):
+                nn.init.uniform_(projection.weight, -bound, bound)
+        modulations = [module.linear for module in self.modules() if isinstance(module, ModulatedNorm)]
+        for linear in (*modulations, self.norm_out.linear_1, self.norm_out.linear_2):
+            nn.init.zeros_(linear.weight)
+        self.time_caption_embed.init_weights()

@@ -96,7 +96,7 @@ class Layout:
 
 
 def layout_of(batch: PackedBatch) -> Layout:
-    """The layout of a batch, computed on the host from its lengths, with its tensors on the batch's device."""
+    """The layout of a batch, computed on the host from its lengths; its tensors are on the batch's device."""
     device = batch.patches.device
     text, image = np.array(batch.text_lengths), np.array(batch.image_lengths)
     columns = np.array(batch.grids)[:, 1]
@@ -128,7 +128,7 @@ def layout_of(batch: PackedBatch) -> Layout:
 
 
 def patchify(latent: Tensor, patch: int) -> Tensor:
-    """(channels, height, width) -> (tokens, patch * patch * channels), tokens row by row, channels innermost."""
+    """(channels, height, width) -> (tokens, patch * patch * channels): row by row, channels innermost."""
     channels, height, width = latent.shape
     if height % patch or width % patch:
         raise ValueError(f"a latent of {height} x {width} does not divide into patches of {patch}: crop it first")
@@ -143,10 +143,8 @@ def unpatchify(tokens: Tensor, grid: Grid, patch: int, channels: int) -> Tensor:
     return cells.permute(4, 0, 2, 1, 3).reshape(channels, rows * patch, columns * patch)
 
 
-def pack(
-    latents: Sequence[Tensor], captions: Sequence[Tensor], timesteps: Tensor, patch: int
-) -> PackedBatch:
-    """Pack samples: latents (channels, height, width), captions (tokens, cap_feat_dim), timesteps (samples,)."""
+def pack(latents: Sequence[Tensor], captions: Sequence[Tensor], timesteps: Tensor, patch: int) -> PackedBatch:
+    """Pack samples: latents (channels, height, width), captions (tokens, width), timesteps (samples,)."""
     return PackedBatch(
         torch.cat(list(captions)),
         torch.cat([patchify(latent, patch) for latent in latents]),

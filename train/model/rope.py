@@ -17,12 +17,10 @@ Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of each token's angles, (tokens, 1, head_dim / 2) float32 each: the 1 is for the heads."""
 
 
-def check_positions(
-    text_lengths: Sequence[int], grids: Sequence[Grid], axes_lens: tuple[int, int, int]
-) -> None:
+def check_positions(text_lengths: Sequence[int], grids: Sequence[Grid], axes_lens: tuple[int, int, int]) -> None:
     """Raise ValueError where a sample reaches beyond the positions the model was trained with.
 
-    An image's place on the text axis is the one behind its caption, so a caption must be shorter than the axis.
+    An image stands on the text axis behind its caption, so a caption must be shorter than the axis.
     """
     text_axis, *image_axes = axes_lens
     if (longest := max(text_lengths)) >= text_axis:
@@ -41,8 +39,8 @@ def check_positions(
 def rotation(positions: Tensor, axes_dim: Sequence[int]) -> Rotation:
     """Angles of tokens at `positions` (tokens, 3), `axes_dim` channels for each axis.
 
-    Computed in float64 and from the positions themselves: no table to keep out of `.to(bfloat16)`, and the cost
-    is nothing beside one block's.
+    In float64, and from the positions themselves: there is no table to keep out of `.to(bfloat16)`, and the
+    cost is nothing beside one block's.
     """
     angles = []
     for axis, width in enumerate(axes_dim):
@@ -55,6 +53,6 @@ def rotation(positions: Tensor, axes_dim: Sequence[int]) -> Rotation:
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn queries or keys (tokens, heads, head_dim), in float32; the result has x's dtype."""
     cosine, sine = by
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    real, imaginary = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -1,0 +1,72 @@
+"""A miniature model and batches for it, shared by the tests of the model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+from train.model.config import DiTConfig
+from train.model.dit import Lumina2DiT
+from train.model.packing import PackedBatch, pack
+
+CONFIG = DiTConfig(
+    cap_feat_dim=20,
+    hidden_size=48,
+    num_layers=2,
+    num_refiner_layers=1,
+    num_attention_heads=4,
+    num_kv_heads=2,
+    in_channels=4,
+    multiple_of=16,
+    axes_dim_rope=(4, 4, 4),
+    axes_lens=(40, 16, 24),
+)
+
+Sample = tuple[int, tuple[int, int]]
+"""Caption tokens, and image rows and columns in tokens."""
+
+MIXED: tuple[Sample, ...] = ((7, (4, 6)), (1, (1, 1)), (39, (16, 24)), (7, (6, 4)), (20, (2, 9)))
+
+
+def random_model(config: DiTConfig = CONFIG) -> Lumina2DiT:
+    """A model in which every parameter is random: nothing hides behind the zeros and ones of an initialisation."""
+    model = Lumina2DiT(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = noise / parameter.shape[1] ** 0.5 if noise.dim() == 2 else 0.3 * noise + ("norm" in name)
+    return model
+
+
+def diffusers_model(model: Lumina2DiT) -> Any:
+    """diffusers' model with the same weights."""
+    diffusers = pytest.importorskip("diffusers")
+    reference = diffusers.Lumina2Transformer2DModel(**asdict(model.config))
+    reference.load_state_dict(model.state_dict())
+    return reference
+
+
+def inputs_of(sample: Sample, config: DiTConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random latent, caption and timestep, which depend on the sample's sizes alone."""
+    text, (rows, columns) = sample
+    generator = torch.Generator().manual_seed(text * 10_000 + rows * 100 + columns)
+    size = (config.in_channels, rows * config.patch_size, columns * config.patch_size)
+    return (
+        torch.randn(size, generator=generator),
+        torch.randn(text, config.cap_feat_dim, generator=generator),
+        torch.rand((), generator=generator),
+    )
+
+
+def batch_of(samples: Sequence[Sample], config: DiTConfig = CONFIG) -> PackedBatch:
+    """The random inputs of these samples, packed."""
+    latents, captions, times = zip(*(inputs_of(sample, config) for sample in samples), strict=True)
+    return pack(latents, captions, torch.stack(times), config.patch_size)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())
