@@ -24,7 +24,7 @@ class Condition(NamedTuple):
     """(tokens, samples): a one in the column of the token's sample, else zeros.
 
     Per-token values are products with this matrix: their backward is a product again, where the backward of
-    indexing is a scatter (2 % of a whole step on an H100, and more on a CPU).
+    indexing is a scatter (2 % of a whole step on an H100).
     """
 
     def of(self, rows: Tensor) -> "Condition":

@@ -114,8 +114,9 @@ _UNUSED = "norm_final.weight"
 def to_original(state: State) -> dict[str, Tensor]:
     """Original names from diffusers'. A ValueError lists what is no parameter of a Lumina-Image-2.0."""
     original = _renamed(_fused(state), lambda table: table)
-    original[_UNUSED] = torch.ones_like(original["x_embedder.bias"])
-    return original
+    if (like := original.get("x_embedder.bias")) is None:
+        raise ValueError("missing parameters: x_embedder.bias")
+    return original | {_UNUSED: torch.ones_like(like)}
 
 
 def from_original(state: State) -> dict[str, Tensor]:
@@ -143,7 +144,7 @@ def _renamed(state: State, direction: Callable[[Mapping[str, str]], Mapping[str,
 def _fused(state: State) -> dict[str, Tensor]:
     """Queries, keys and values of each block as one matrix, (hidden + 2 kv_dim, hidden)."""
     fused = {name: tensor for name, tensor in state.items() if not _PROJECTION.search(name)}
-    for attention in {_PROJECTION.sub("", name) for name in state.keys() - fused.keys()}:
+    for attention in sorted({_PROJECTION.sub("", name) for name in state.keys() - fused.keys()}):
         names = [f"{attention}.{part}.weight" for part in _PROJECTIONS]
         if missing := sorted(set(names) - state.keys()):
             raise ValueError(f"missing parameters: {', '.join(missing)}")
