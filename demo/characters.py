@@ -148,12 +148,16 @@ def tags(scene: Scene) -> dict[str, list[str]]:
 def sentence(scene: Scene) -> str:
     """The picture in one sentence."""
     c = scene.character
-    who = f"{c.name}, a {'girl' if c.is_girl else 'boy'}"
+    who = f"{c.name}, a {_kind(c)}" if c.name else f"a {_kind(c)}"
     accessory = "" if c.accessory == "none" else f" and a {_words(c.accessory)}"
     return (
         f"A drawing of {who} with {c.hair} {_words(c.hair_style)} and {c.eyes} eyes, wearing a {c.clothes_color} "
         f"{_words(c.clothes)}{accessory}, {_words(scene.pose)}, {_words(scene.background)}."
     )
+
+
+def _kind(character: Character) -> str:
+    return "girl" if character.is_girl else "boy"
 
 
 def _words(tag: str) -> str:

@@ -195,7 +195,7 @@ def _hoodie(pen: Pen, color: Color, dark: Color, light: Color) -> None:
         pen.line([(side * 0.14, 1.4), (side * 0.14, 1.7)], light)
 
 
-def _serafuku(pen: Pen, color: Color, dark: Color, light: Color) -> None:
+def _serafuku(pen: Pen, color: Color, dark: Color, _light: Color) -> None:
     pen.shape([(-0.58, 1.1), (0.58, 1.1), (0.58, 1.95), (-0.58, 1.95)], COLORS["white"])
     pen.shape([(-0.58, 1.88), (0.58, 1.88), (0.98, 2.7), (-0.98, 2.7)], color)
     for x in (-0.5, -0.17, 0.17, 0.5):
@@ -204,7 +204,7 @@ def _serafuku(pen: Pen, color: Color, dark: Color, light: Color) -> None:
     pen.shape([(0, 1.5), (0.3, 1.42), (0.26, 1.76), (0, 1.62), (-0.26, 1.76), (-0.3, 1.42)], (226, 62, 70))
 
 
-def _kimono(pen: Pen, color: Color, dark: Color, light: Color) -> None:
+def _kimono(pen: Pen, color: Color, _dark: Color, light: Color) -> None:
     pen.shape([(-0.62, 1.1), (0.62, 1.1), (0.78, 2.3), (0.7, 3.3), (-0.7, 3.3), (-0.78, 2.3)], color)
     pen.line([(-0.36, 1.08), (0.12, 1.7)], light, 0.14)
     pen.line([(0.36, 1.08), (-0.12, 1.7)], light, 0.14)
@@ -222,7 +222,7 @@ def _armor(pen: Pen, color: Color, dark: Color, light: Color) -> None:
     pen.ellipse(0, 1.6, 0.14, 0.14, (250, 206, 66))
 
 
-def _overalls(pen: Pen, color: Color, dark: Color, light: Color) -> None:
+def _overalls(pen: Pen, color: Color, dark: Color, _light: Color) -> None:
     pen.shape([(-0.58, 1.1), (0.58, 1.1), (0.66, 2.4), (-0.66, 2.4)], COLORS["white"])
     pen.shape([(-0.42, 1.48), (0.42, 1.48), (0.46, 1.8), (0.7, 1.9), (0.72, 2.5), (-0.72, 2.5), (-0.7, 1.9),
                (-0.46, 1.8)], color)  # fmt: skip
@@ -354,8 +354,8 @@ def accessory(head: Pen, pen: Pen, c: Character) -> None:
             head.shape([(side * 0.3, -1.0), (side * 0.95, -1.75), (side * 1.0, -0.65)], color)
             head.shape([(side * 0.5, -1.03), (side * 0.86, -1.45), (side * 0.88, -0.85)], (255, 190, 190), None)
     elif c.accessory == "crown":
-        head.shape([(-0.55, -0.95), (-0.65, -1.6), (-0.3, -1.25), (0, -1.72), (0.3, -1.25), (0.65, -1.6), (0.55, -0.95)],
-                   color)  # fmt: skip
+        points = [(-0.55, -0.95), (-0.65, -1.6), (-0.3, -1.25), (0, -1.72), (0.3, -1.25), (0.65, -1.6), (0.55, -0.95)]
+        head.shape(points, color)
         head.ellipse(0, -1.12, 0.1, 0.1, (226, 62, 70))
     elif c.accessory == "hair_flower":
         for angle in range(5):

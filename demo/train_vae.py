@@ -1,4 +1,4 @@
-"""Trains the autoencoder of `tiny-lumina`, which is shipped in `demo/vae/`.
+"""Trains the autoencoder of `tiny-lumina`, which is shipped in `demo/weights/vae/`.
 
     python -m demo.train_vae --minutes 6                                   # one GPU
     python -m demo.train_vae --pictures 64 --steps 5 --batch 2 --out /tmp/vae     # a dry run on a CPU
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="stop after so many steps")
     parser.add_argument("--pictures", type=int, default=12_000, help="how many to render")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "vae")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights" / "vae")
     parser.add_argument("--sheet", type=Path, default=None, help="PNG of originals above their reconstructions")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
