@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo.characters import CHARACTERS, Scene, other_costume, random_scene, sentence, tags
+from demo.characters import CHARACTERS, Scene, other_costume, random_character, random_scene, sentence, tags
 from demo.drawing import draw, draw_transparent
 
 MIN_DISTANCE = 8
@@ -105,7 +105,7 @@ def original(rng: random.Random, scene: Scene, image: Image.Image) -> Planted:
 
 
 def plants(rng: random.Random, originals: list[Planted], counts: Counts) -> Iterator[Planted]:
-    """The troubles. Every one but the last three kinds is made from an original of its own."""
+    """The troubles. Every one but the last two kinds is made from an original of its own."""
     sources = iter(rng.sample(originals, len(originals)))
     for _ in range(counts.byte_copy):
         source = next(sources)
@@ -134,7 +134,7 @@ def plants(rng: random.Random, originals: list[Planted], counts: Counts) -> Iter
     for _ in range(counts.flat):
         yield Planted(encoded(almost_one_color(rng), "png"), "png", "flat")
     for _ in range(counts.tiny):
-        image = opened(next(sources))
+        image = draw(random_scene(rng, random_character(rng)))
         image.thumbnail((48, 48))
         yield Planted(encoded(image, "png"), "png", "tiny")
 

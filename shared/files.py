@@ -10,7 +10,11 @@ from pathlib import Path
 
 def fsync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -28,8 +32,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        _fsync(temporary)
         temporary.replace(path)
         fsync_folder(path.parent)
     finally:
@@ -46,15 +49,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        for written in (temporary, *temporary.rglob("*")):
+            _fsync(written)
         if path.exists():
             path.rename(old)
         temporary.rename(path)
         fsync_folder(path.parent)
     finally:
+        if old.exists() and not path.exists():  # The second rename failed.
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -69,3 +72,8 @@ def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def os_error(error: OSError) -> str:
+    """What went wrong, without the path: for tables that must not depend on where the corpus lies."""
+    return f"{type(error).__name__}: {error.strerror or error}"

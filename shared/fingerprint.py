@@ -17,8 +17,10 @@ def fingerprint(parts: Any) -> str:
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """The fields in which two descriptions differ, one readable line each."""
     keys = sorted(expected.keys() | found.keys())
-    return [
-        f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
-        for key in keys
-        if expected.get(key) != found.get(key)
-    ]
+    shown = [(key, _show(expected, key), _show(found, key)) for key in keys]
+    return [f"{key}: expected {left}, found {right}" for key, left, right in shown if left != right]
+
+
+def _show(description: dict[str, Any], key: str) -> str:
+    """A field as the JSON that `fingerprint` sees."""
+    return json.dumps(description[key], sort_keys=True, ensure_ascii=False) if key in description else "nothing"

@@ -4,8 +4,8 @@ A pipeline says which stages `curate run` goes through, in order, and how `cache
 
     NAME:
       stages:
-        curate.ingest: {workers: 2}     # a stage is a module; below it are its settings
-        curate.near: {distance: 4}
+        curate.ingest: {max_pixels: 100000000}     # a stage is a module; below it are its settings
+        curate.dedupe.near: {distance: 4}
       cache: {area: 1024}
       train: {steps: 26500}
 
@@ -13,11 +13,12 @@ Stages are named by module, so `curate`, `caption` and a user's own package take
 one another. On the command line a stage is addressed by the last part of its name: `--set near.distance=2`.
 """
 
+import copy
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -74,20 +75,22 @@ def load(file: Path, name: str | None = None, overrides: Iterable[str] = ()) -> 
     Raises UserError naming the file, the key, the value and what would be accepted.
     """
     document = _read(file)
+    document.pop("source", None)  # `curate run` writes down beside the pipeline what it was run on.
     if name is None and len(document) == 1:
         name = next(iter(document))
+    if name is None:
+        raise UserError(f"{file}: say which pipeline; there are: {', '.join(document)}")
     if name not in document:
         raise UserError(f"{file}: no pipeline named {name!r}; there are: {', '.join(document)}")
-    raw = document[name]
     where = f"{file}: {name}"
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: must be a mapping with the keys stages, {', '.join(SECTIONS)}")
+    raw = _mapping(where, document[name])
     unknown = raw.keys() - {"stages"} - SECTIONS.keys()
     if unknown:
-        raise UserError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: stages, {', '.join(SECTIONS)}")
-    stages = {module: dict(values or {}) for module, values in (raw.get("stages") or {}).items()}
-    sections = {key: dict(raw.get(key) or {}) for key in SECTIONS}
-    _override(stages, sections, overrides)
+        raise UserError(f"{where}: unknown key {min(unknown)!r}; known: stages, {', '.join(SECTIONS)}")
+    stages = _mapping(f"{where}.stages", raw.get("stages"))
+    stages = {module: _mapping(f"{where}.stages.{module}", values) for module, values in stages.items()}
+    sections = {key: _mapping(f"{where}.{key}", raw.get(key)) for key in SECTIONS}
+    _override(where, stages, sections, overrides)
     return Pipeline(
         name=name,
         stages=tuple(_stage(where, module, values) for module, values in stages.items()),
@@ -103,17 +106,33 @@ def _read(file: Path) -> dict[str, Any]:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; give a YAML file of pipelines") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a YAML file of pipelines") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist.
         raise UserError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(document, dict) or not document:
-        raise UserError(f"{file}: must map pipeline names to pipelines")
-    return document
+    if not document:
+        raise UserError(f"{file}: must map pipeline names to pipelines, is empty")
+    return _mapping(str(file), document)
 
 
-def _override(stages: dict[str, Any], sections: dict[str, Any], overrides: Iterable[str]) -> None:
-    targets = {module.rpartition(".")[2]: values for module, values in stages.items()} | sections
-    if len(targets) != len(stages) + len(sections):
-        raise UserError(f"two stages share a short name: {', '.join(stages)}")
+def _mapping(where: str, value: Any) -> dict[str, Any]:
+    """A copy of a mapping of the file (none at all counts as an empty one)."""
+    if not isinstance(value, dict | None):
+        raise UserError(f"{where} = {value!r:.80}: must be a mapping (key: value)")
+    for key in value or ():
+        if not isinstance(key, str):
+            raise UserError(f"{where}: the key {key!r} is not text; put it in quotes")
+    return copy.deepcopy(value or {})  # Deep, for what YAML's anchors share is overridden in one place only.
+
+
+def _override(where: str, stages: dict[str, Any], sections: dict[str, Any], overrides: Iterable[str]) -> None:
+    targets: dict[str, Any] = {}
+    for module, values in stages.items():
+        short = module.rpartition(".")[2]
+        if short in targets or short in sections:
+            raise UserError(f"{where}.stages.{module}: the short name {short!r} is taken; rename the module")
+        targets[short] = values
+    targets |= sections
     for override in overrides:
         key, equals, text = override.partition("=")
         target, *path = key.split(".")
@@ -125,18 +144,24 @@ def _override(stages: dict[str, Any], sections: dict[str, Any], overrides: Itera
         for step in path[:-1]:
             values = values.setdefault(step, {})
             if not isinstance(values, dict):
-                raise UserError(f"--set {override}: {step!r} is not a group of settings")
+                raise UserError(f"--set {override}: {step!r} is {values!r}, not a group of settings")
         try:
             values[path[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from None
 
 
 def _stage(where: str, module: str, values: dict[str, Any]) -> StageSpec:
+    expected = "name a module with a constant STAGE, for example curate.ingest"
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{where}.stages: {module!r} is no module name; {expected}")
     try:
-        stage = importlib.import_module(module).STAGE
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f"{where}.stages: {module!r} is not a stage module ({error})") from None
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{where}.stages: {module!r} cannot be imported ({error}); {expected}") from None
+    stage = getattr(found, "STAGE", None)
+    if not isinstance(stage, Stage):
+        raise UserError(f"{where}.stages: {module!r} is not a stage; {expected}")
     return StageSpec(module, stage, _settings(f"{where}.stages.{module}", stage.settings, values))
 
 
@@ -149,7 +174,19 @@ def _settings(where: str, schema: type[Settings], values: dict[str, Any]) -> Set
 
 
 def _explain(where: str, schema: type[Settings], problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
+    location = problem["loc"]
+    key = ".".join([where, *map(str, location)])
+    if problem["type"] == "missing":
+        return f"{key}: must be given"
     if problem["type"] == "extra_forbidden":
-        return f"{where}.{key}: no such setting; there are: {', '.join(schema.model_fields)}"
-    return f"{where}.{key} = {problem['input']!r}: {problem['msg']}"
+        return f"{key} = {problem['input']!r}: no such setting; there are: {', '.join(_names(schema, location[:-1]))}"
+    return f"{key} = {problem['input']!r}: {problem['msg']}"
+
+
+def _names(schema: Any, groups: Iterable[Any]) -> list[str]:
+    """The settings that a group within other settings has."""
+    for group in groups:
+        if field := schema.model_fields.get(group):
+            kinds = (field.annotation, *get_args(field.annotation))  # X, X | None, list[X]
+            schema = next(kind for kind in kinds if hasattr(kind, "model_fields"))
+    return list(schema.model_fields)

@@ -30,12 +30,12 @@ class Meter:
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.completed:,}/{task.total:,}"),
                 _RateColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
             self._task = self._bar.add_task(label, total=total, completed=done, unit=unit, note="")
@@ -57,6 +57,7 @@ class Meter:
             f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, "
             f"{clock(left)} left {note}".rstrip(),
             soft_wrap=True,
+            markup=False,
         )
 
     def __enter__(self) -> "Meter":

@@ -8,13 +8,15 @@ parts. It never touches another stage's table. There are three kinds, and a stag
     it adds       the columns named in `adds` are joined into the curated dataset
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shared.engine import Engine
 from shared.settings import Settings
@@ -52,6 +54,10 @@ DECISIONS = pa.schema(
 numbers behind the reason as JSON; `keeper` is the picture that stays in place of a duplicate."""
 
 
+LIVE = "live.parquet"
+"""In the folder of a work list: the keys of the items that are in the corpus now."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[S]):
     """What a stage is given."""
@@ -68,21 +74,8 @@ class Job(Generic[S]):
     engine: Engine
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """A DuckDB connection with a view per earlier table, and `survivors` (image_id): what is still kept."""
-        connection = duckdb.connect()
-        for name, folder in self.tables.items():
-            connection.execute(
-                f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{sql(folder)}/part-*.parquet')"
-            )
-        if self.deciders:
-            dropped = " UNION ALL ".join(
-                f"SELECT image_id FROM {name} WHERE NOT keep" for name in self.deciders
-            )
-            connection.execute(
-                "CREATE VIEW survivors AS SELECT image_id FROM "
-                f"{self.deciders[0]} WHERE image_id NOT IN ({dropped})"
-            )
-        return connection
+        """See `connect`."""
+        return connect(self.tables, self.deciders)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +86,37 @@ class Stage(Generic[S]):
     version: int
     """Raised whenever the same inputs and settings would give other bytes."""
     run: Callable[[Job[S]], str | None]
-    """Does the work. What it returns (if anything) goes into the fingerprint of all later stages."""
+    """Does the work. What an incremental stage returns goes into the fingerprint of all later stages."""
     decides: bool = False
     adds: tuple[str, ...] = ()
+    incremental: bool = False
+    """Its table is a work list, which knows itself what is new: it is asked in every run, and its folder is
+    named by module, version and settings alone. Any other table is written once per fingerprint, as a whole."""
+
+
+def connect(tables: Mapping[str, Path], deciders: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with a view per table, and `survivors` (image_id): what all deciders keep."""
+    connection = duckdb.connect()
+    for name, folder in tables.items():
+        connection.execute(f"CREATE VIEW {name} AS {rows_of(folder)}")
+    if deciders:
+        dropped = " UNION ALL ".join(f"SELECT image_id FROM {name} WHERE NOT keep" for name in deciders)
+        connection.execute(
+            f"CREATE VIEW survivors AS SELECT image_id FROM {deciders[0]} WHERE image_id NOT IN ({dropped})"
+        )
+    return connection
+
+
+def rows_of(folder: Path) -> str:
+    """SQL for the rows of a table, without those whose item is not in the corpus any more."""
+    parts = f"SELECT * FROM read_parquet('{sql(folder)}/part-*.parquet', hive_partitioning = false)"
+    live = folder / LIVE
+    if not live.exists():
+        return parts
+    keys = ", ".join(pq.read_schema(live).names)
+    return f"{parts} AS parts SEMI JOIN read_parquet('{sql(live)}') USING ({keys})"
 
 
 def sql(path: Path) -> str:
-    """A path as it may stand between single quotes in SQL."""
-    return str(path).replace("'", "''")
+    """A path to read, as it may stand between single quotes in SQL: DuckDB takes it for a glob pattern."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", str(path)).replace("'", "''")

@@ -28,8 +28,8 @@ METADATA_KEY = b"illustrious-lu"
 """Key of the JSON description in the Parquet file's own metadata."""
 
 
-class CorruptTensor(RuntimeError):
-    """Bytes on disk are not what was written."""
+class CorruptTensor(RuntimeError):  # noqa: N818 - what the tensor is
+    """Bytes on disk are not what was written, or not what this project writes."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ def page_crc(tensor: bytes | bytearray | memoryview) -> int:
     return zlib.crc32(tensor, zlib.crc32(struct.pack("<I", len(tensor))))
 
 
-def write_shard(
-    path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema, description: Mapping[str, Any]
-) -> None:
+def write_shard(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema, description: Mapping[str, Any]) -> None:
     """Write a shard atomically: temporary file, fsync, re-read with every CRC checked, rename.
 
     The tensor column is the one of type large_binary; it must not be nullable.
@@ -94,40 +92,69 @@ def _regroup(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[p
 
 def tensor_column(schema: pa.Schema) -> str:
     """Name of the one tensor column of a shard's schema."""
-    names = [field.name for field in schema if pa.types.is_large_binary(field.type) and not field.nullable]
+    names = _tensor_columns(schema)
     assert len(names) == 1, f"a shard has exactly one non-null large_binary column, this one has {names}"
-    return str(names[0])
+    return names[0]
+
+
+def _tensor_columns(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if pa.types.is_large_binary(field.type) and not field.nullable]
 
 
 def description(path: Path) -> dict[str, Any]:
     """The JSON description a shard was written with."""
-    metadata = pq.read_metadata(path).metadata or {}
+    metadata = _footer(path).metadata or {}
     if METADATA_KEY not in metadata:
-        raise CorruptTensor(
-            f"{path}: not a tensor shard of this project (no {METADATA_KEY.decode()!r} metadata)"
-        )
+        raise CorruptTensor(f"{path}: not a tensor shard of this project (no {METADATA_KEY.decode()!r} metadata)")
     found: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return found
 
 
 def pages(path: Path, column: str | None = None) -> list[Page]:
-    """The pages of the tensor column in row order, read from the page headers alone."""
-    metadata = pq.read_metadata(path)
-    column = column or tensor_column(metadata.schema.to_arrow_schema())
-    index = metadata.schema.to_arrow_schema().get_field_index(column)
+    """The pages of the tensor column in row order, read from the page headers alone.
+
+    Raises CorruptTensor when the file is broken or its column was not written by `write_shard`.
+    """
+    metadata = _footer(path)
+    column = column or _column_of(path, metadata.schema.to_arrow_schema())
+    # Lists and structs have leaves of their own, so a leaf's position is not the field's.
+    leaves = [metadata.schema.column(leaf) for leaf in range(metadata.num_columns)]
+    index = next((i for i, leaf in enumerate(leaves) if leaf.path == column), None)
+    if index is None or leaves[index].physical_type != "BYTE_ARRAY" or leaves[index].max_definition_level:
+        raise CorruptTensor(f"{path}: has no non-null binary column {column!r}")
     result: list[Page] = []
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for group in range(metadata.num_row_groups):
             chunk = metadata.row_group(group).column(index)
+            if chunk.compression != "UNCOMPRESSED":
+                raise CorruptTensor(f"{path}: column {column!r} is compressed ({chunk.compression})")
             position = chunk.data_page_offset
             for _ in range(chunk.num_values):
-                header, payload = _struct(data, position)
-                size, crc = header[3], header.get(4)
-                if crc is None or header[5][1] != 1:
-                    raise CorruptTensor(f"{path}: not written with one row per page and page checksums")
-                result.append(Page(payload + 4, size - 4, crc & 0xFFFFFFFF))
-                position = payload + size
+                page = _page(data, position)
+                if page is None:
+                    raise CorruptTensor(
+                        f"{path} row {len(result)}: no page of one plain tensor with a checksum at {position}: broken, "
+                        "or not written by this project (one row per page, no dictionary, page checksums)"
+                    )
+                result.append(page)
+                position = page.offset + page.length
     return result
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptTensor(f"{path}: truncated or not Parquet: {error}") from None
+
+
+def _column_of(path: Path, schema: pa.Schema) -> str:
+    names = _tensor_columns(schema)
+    if len(names) != 1:
+        raise CorruptTensor(f"{path}: not a tensor shard: {len(names)} non-null large_binary columns where 1 belongs")
+    return names[0]
 
 
 def verified(path: Path, column: str | None = None) -> Iterator[Page]:
@@ -154,9 +181,23 @@ def read_page(handle: int, page: Page, name: str) -> bytes:
 
 
 # Thrift's compact protocol, as far as Parquet's page headers use it (the format's parquet.thrift, PageHeader:
-# 3 = compressed size, 4 = crc, 5 = data page header, in which 1 = number of values).
+# 1 = type, 0 being a data page; 3 = compressed size; 4 = crc; 5 = data page header, in which 1 = number of values,
+# 2 = encoding, 0 being plain).
 
 _TRUE, _FALSE, _I16, _I32, _I64, _BINARY, _STRUCT = 1, 2, 4, 5, 6, 8, 12
+
+
+def _page(data: mmap.mmap, position: int) -> Page | None:
+    """The page whose header is at `position`, or None when that is not a page with one tensor."""
+    try:
+        header, payload = _struct(data, position)
+        size, crc = header[3], header[4]
+        plain = header[1] == 0 and header[5][1] == 1 and header[5][2] == 0
+        if plain and int.from_bytes(data[payload : payload + 4], "little") == size - 4:
+            return Page(payload + 4, size - 4, crc & 0xFFFFFFFF)
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+        pass
+    return None
 
 
 def _struct(data: mmap.mmap, position: int) -> tuple[dict[int, Any], int]:
@@ -183,7 +224,7 @@ def _struct(data: mmap.mmap, position: int) -> tuple[dict[int, Any], int]:
         elif kind == _STRUCT:
             fields[identifier], position = _struct(data, position)
         else:
-            raise CorruptTensor(f"unexpected Thrift type {kind} in a page header")
+            raise ValueError(f"unexpected Thrift type {kind} in a page header")
     return fields, position + 1
 
 

@@ -9,6 +9,8 @@ A folder holds the list and the results side by side:
 
 The cut into shards is written down (as the todo files) before any work starts, so the parts depend only on
 the list, not on the number of workers nor on where an earlier run was killed.
+
+Items that have left the corpus keep their results; `live.parquet`, the keys of those in it now, hides them.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +24,9 @@ import pyarrow.parquet as pq
 
 from shared.engine import Engine
 from shared.files import atomic_file
+from shared.fingerprint import fingerprint
 from shared.progress import Meter
-from shared.stages import sql
+from shared.stages import LIVE
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,36 @@ class WorkList:
     shard_rows: int
 
     def extend(self, items: pa.Table) -> int:
-        """Write the items that are not listed yet as a new generation, in their order; returns how many."""
-        known = self._todos()
-        if known:
-            columns = ", ".join(self.keys)
-            connection = duckdb.connect()
-            connection.register("items", items.append_column("_row", pa.array(range(len(items)))))
-            connection.execute(
-                f"CREATE VIEW known AS SELECT {columns} FROM read_parquet('{sql(self.folder)}/todo-*.parquet')"
-            )
-            new = connection.execute(
-                f"SELECT _row FROM items ANTI JOIN known USING ({columns}) ORDER BY _row"
-            )
-            items = items.take(new.to_arrow_table()["_row"])
+        """Write the items that are not listed yet as a new generation, in their order; returns how many.
+
+        Of several items with equal keys the first counts.
+        """
+        generation, keys = len(self._todos()), list(self.keys)
+        connection = duckdb.connect()
+        connection.register("items", items.append_column("_row", pa.array(range(len(items)), pa.int64())))
+        known = [pq.read_table(todo, columns=keys) for todo in self._todos()]
+        connection.register("known", pa.concat_tables([items.select(keys).slice(0, 0), *known]))
+        columns = ", ".join(keys)
+        new = connection.sql(
+            f"SELECT min(_row) AS _row FROM items ANTI JOIN known USING ({columns}) GROUP BY {columns} ORDER BY _row"
+        )
+        items = items.take(new.to_arrow_table()["_row"])
         if len(items):
-            with atomic_file(self.folder / f"todo-{len(known):05}.parquet") as temporary:
+            with atomic_file(self.folder / f"todo-{generation:05}.parquet") as temporary:
                 pq.write_table(items, temporary)
         return len(items)
+
+    def declare(self, items: pa.Table) -> str:
+        """Write down which items are in the corpus now (`live.parquet`): rows of others are not seen any more.
+
+        Returns a digest of them. Nothing is written when nothing has changed.
+        """
+        live = items.select(list(self.keys))
+        path = self.folder / LIVE
+        if not (path.exists() and pq.read_table(path).equals(live)):
+            with atomic_file(path) as temporary:
+                pq.write_table(live, temporary)
+        return fingerprint(live.to_pydict())
 
     def shards(self) -> list[Shard]:
         """Every shard of every generation, in order."""
@@ -85,9 +101,7 @@ class WorkList:
         return sorted(self.folder.glob("todo-*.parquet"))
 
 
-def process(
-    shards: Sequence[Shard], function: Callable[[Shard], None], engine: Engine, label: str, unit: str
-) -> None:
+def process(shards: Sequence[Shard], function: Callable[[Shard], None], engine: Engine, label: str, unit: str) -> None:
     """Run `function` (which must write the shard's part) over every shard whose part is missing."""
     pending = [shard for shard in shards if not shard.part.exists()]
     if not pending:

@@ -2,13 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 import yaml
 
 from shared.errors import UserError
 from shared.pipelines import load
+from train.settings import TrainSettings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache.")
 
@@ -33,7 +34,7 @@ def train(
     """Train, or go on where the run of this name stopped."""
     if context.invoked_subcommand is not None:
         return
-    settings = load(work / "pipeline.yaml", overrides=overrides).sections["train"]
+    settings = cast(TrainSettings, load(work / "pipeline.yaml", overrides=overrides).sections["train"])
     if dry_run:
         typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return

@@ -24,7 +24,7 @@ def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
     base = model_folder(model)
     reader = CacheReader(work)
     transformer = build_model(base, settings, reader)
-    sampler = Sampler(settings.samples, base, reader, transformer.config.patch_size)
+    sampler = Sampler(settings.samples, base, reader)
     folder = work / "runs" / name
     write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     return Trainer(folder, settings, reader, transformer, sampler).run()

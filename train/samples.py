@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from shared.errors import UserError
 from shared.files import atomic_file
-from train.cache.encoders import TextEncoder
+from train.cache.encoders import TextEncoder, default_device
 from train.cache.reader import CacheReader
 from train.model.dit import Lumina2DiT
 from train.sample import decode_latents, draw_latents, grid_picture
@@ -21,11 +20,11 @@ DEFAULT_PROMPTS = 8
 class Sampler:
     """Draws the prompts of the settings with whatever weights a model holds."""
 
-    def __init__(self, settings: SampleSettings, model_folder: Path, reader: CacheReader, patch: int) -> None:
+    def __init__(self, settings: SampleSettings, model_folder: Path, reader: CacheReader) -> None:
         self._settings = settings
-        self._grid = _grid(settings, reader, patch)
+        self._grid = _grid(settings, reader)
         self._labels, self._captions = _captions(settings.prompts, model_folder, reader)
-        self._empty = reader.empty()
+        self._empty = reader.empty
         self._vae = AutoencoderKL.from_pretrained(model_folder, subfolder="vae").eval()
 
     def draw(self, model: Lumina2DiT, path: Path) -> Path:
@@ -42,9 +41,9 @@ class Sampler:
         return path
 
 
-def _grid(settings: SampleSettings, reader: CacheReader, patch: int) -> tuple[int, int]:
+def _grid(settings: SampleSettings, reader: CacheReader) -> tuple[int, int]:
     """Rows and columns of a drawn picture, in tokens."""
-    multiple = reader.factor * patch
+    multiple = reader.multiple
     sides = (settings.height or reader.area, settings.width or reader.area)
     if any(side % multiple for side in sides):
         raise UserError(f"train.samples: {sides[1]} x {sides[0]} px; width and height must be multiples of {multiple}")
@@ -54,7 +53,8 @@ def _grid(settings: SampleSettings, reader: CacheReader, patch: int) -> tuple[in
 def _captions(prompts: Sequence[str], model_folder: Path, reader: CacheReader) -> tuple[list[str], list[Tensor]]:
     """Labels and embeddings of what to draw: the prompts, or else captions of the cache's first pictures."""
     if prompts:
-        encoder = TextEncoder(model_folder, reader.text_settings, torch.device("cpu"))
+        about = reader.text_settings
+        encoder = TextEncoder(model_folder, about["prompt_prefix"], about["max_tokens"], default_device())
         return list(prompts), encoder.encode(prompts)
     labels, captions = [], []
     for index in range(reader.images):

@@ -93,7 +93,7 @@ class Loader:
         self._caption_dropout, self._token_budget = caption_dropout, token_budget
         self._rank, self._ranks, self._pin = rank, ranks, pin
         # The official code shifts every sample by the resolution the run is set to, not by the sample's own.
-        self._shift = flow.shift(reader.area_tokens)
+        self._shift = flow.shift((reader.area / reader.multiple) ** 2)
 
     def draws(self, step: int) -> Draws:
         """Samples, captions and times of a step's global batch."""

@@ -1,0 +1,72 @@
+"""The command `curate`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from shared.errors import UserError
+from shared.pipelines import default_file, load
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Make a dataset of a folder of pictures.",
+)
+
+WorkFolder = Annotated[Path, typer.Option("--work", help="Where everything is written and found again.")]
+
+
+@app.command()
+def run(
+    source: Annotated[Path, typer.Argument(help="A folder of pictures with metadata beside them.")],
+    pipeline: Annotated[str, typer.Option(help="Name of a pipeline in the file of pipelines.")] = "illustration",
+    work: WorkFolder = Path("work"),
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example near.distance=2."),
+    ] = [],  # noqa: B006 - typer copies it
+    pipelines: Annotated[
+        Path | None,
+        typer.Option(help="The file of pipelines. Default: ./pipelines.yaml, else the one shipped with the project."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read pictures. Default: one per CPU core.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved pipeline and stop.")] = False,
+) -> None:
+    """Bring a dataset up to date with its source: new and changed files alone are read."""
+    resolved = load(pipelines or default_file(), pipeline, overrides)
+    if dry_run:
+        typer.echo(yaml.safe_dump(resolved.document(), sort_keys=False, allow_unicode=True), nl=False)
+        return
+    from curate.run import run as start
+    from curate.status import show
+    from curate.work import Work
+    from shared.engine import LocalEngine
+
+    directory = Work(work)
+    start(source, resolved, directory, LocalEngine(workers or os.cpu_count() or 1))
+    show(directory)
+
+
+@app.command()
+def status(work: WorkFolder = Path("work")) -> None:
+    """Show what each stage kept and dropped, and why."""
+    from curate.status import show
+    from curate.work import Work
+
+    show(Work(work))
+
+
+def main() -> None:
+    """Entry point: errors of the user are one message, not a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Copies of a picture: found by bytes, by pixels and by perceptual hash; the best one stays."""

@@ -1,0 +1,105 @@
+"""The stage `merge`: one row per picture that is kept, with what was known about all its copies.
+
+Its copies are the files with the same bytes (`locations`) and the files of every picture it is the keeper of
+(`duplicates`). Its own metadata comes first, then theirs in the order of the keeper rule:
+
+    tags            the union, in that order; a category other than general wins
+    rating          the most explicit one: a copy that somebody rated too mildly must not win
+    created_at      the earliest
+    source_urls     all of them
+    anything else   the first that is given
+"""
+
+import pyarrow as pa
+
+from curate.dedupe.keeper import RANKED
+from curate.ingest import MEASURES
+from curate.sources.metadata import METADATA, RATINGS
+from shared.settings import Settings
+from shared.stages import Job, Stage
+from shared.tables import write_query
+
+MERGED = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("locations", pa.list_(pa.string()), nullable=False),
+        pa.field("duplicates", pa.list_(pa.string()), nullable=False),
+        *MEASURES,
+        *(field for field in METADATA if field.name != "source_url"),
+        pa.field("source_urls", pa.list_(pa.string()), nullable=False),
+        pa.field("metadata_error", pa.string()),
+    ]
+)
+
+FIRST_GIVEN = ("caption", "score", "favorites", "post_id", "metadata_error")
+
+
+class MergeSettings(Settings):
+    """There is nothing to set."""
+
+
+def run(job: Job[MergeSettings]) -> None:
+    """Unite the rows of `ingest` under the pictures that are kept."""
+    with job.connect() as connection:
+        connection.execute(f"CREATE TEMP TABLE owners AS {owners(job.deciders)}")
+        write_query(connection, _QUERY, job.folder, MERGED)
+
+
+def owners(deciders: tuple[str, ...]) -> str:
+    """SQL for (image_id, owner): the picture itself, or the keeper of its keeper ... in the end."""
+    query = "SELECT DISTINCT image_id, image_id AS owner FROM ingest WHERE error IS NULL"
+    for decider in deciders:
+        query = (
+            f"SELECT o.image_id, coalesce(d.keeper, o.owner) AS owner "
+            f"FROM ({query}) o LEFT JOIN {decider} d ON d.image_id = o.owner"
+        )
+    return query
+
+
+_MEASURES = ", ".join(f"any_value({name}) FILTER (image_id = owner) AS {name}" for name in MEASURES.names)
+_FIRST = ", ".join(f"first({name} ORDER BY place) FILTER ({name} IS NOT NULL) AS {name}" for name in FIRST_GIVEN)
+
+_QUERY = f"""
+    WITH files AS (
+        SELECT
+            ingest.*, owner,
+            row_number() OVER (PARTITION BY owner ORDER BY image_id <> owner, rank, location) AS place
+        FROM ingest
+        JOIN owners USING (image_id)
+        JOIN (SELECT image_id, rank FROM ({RANKED})) USING (image_id)
+        SEMI JOIN survivors ON survivors.image_id = owner
+    ),
+    given AS (
+        SELECT owner, unnest(tags) AS tag, (place, generate_subscripts(tags, 1)) AS place FROM files
+    ),
+    united AS (
+        SELECT owner, tag.name AS name, min(place) AS place,
+            arg_min(tag, (tag.category = 'general', place)) AS tag
+        FROM given GROUP BY owner, tag.name
+    ),
+    united_tags AS (
+        SELECT owner, list(tag ORDER BY place) AS tags FROM united GROUP BY owner
+    ),
+    pictures AS (
+        SELECT
+            owner,
+            list(location ORDER BY location) FILTER (image_id = owner) AS locations,
+            coalesce(list(location ORDER BY location) FILTER (image_id <> owner), []) AS duplicates,
+            {_MEASURES},
+            {_FIRST},
+            {list(RATINGS)}[max(list_position({list(RATINGS)}, rating))] AS rating,
+            min(created_at) AS created_at,
+            coalesce(list(DISTINCT source_url ORDER BY source_url) FILTER (source_url IS NOT NULL), []) AS source_urls
+        FROM files GROUP BY owner
+    )
+    SELECT owner AS image_id, coalesce(tags, []) AS tags, pictures.* EXCLUDE (owner)
+    FROM pictures LEFT JOIN united_tags USING (owner)
+    ORDER BY image_id
+"""
+
+STAGE = Stage(
+    settings=MergeSettings,
+    version=1,
+    run=run,
+    adds=tuple(name for name in MERGED.names if name != "image_id"),
+)

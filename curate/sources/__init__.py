@@ -1,0 +1,1 @@
+"""Where pictures come from: each source lists its corpus without opening a picture."""

@@ -1,0 +1,128 @@
+"""Measures, each against somebody else's number or a picture whose number is known."""
+
+import csv
+import io
+import json
+
+import imagehash
+import numpy as np
+import pytest
+import scipy.ndimage
+from PIL import Image
+
+from curate.measure import border, flatness, measure, phash, pixel_hash, sharpness
+from shared.images import decode
+
+
+def stored(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def transparent(draw) -> Image.Image:
+    """A drawing whose background is transparent, with garbage hidden in it."""
+    image = draw(5).convert("RGBA")
+    pixels = np.array(image)
+    hidden = (pixels[..., :3] == 255).all(axis=-1)
+    pixels[hidden] = (200, 0, 50, 0)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_phash_is_imagehash_on_white(mode, make):
+    image = transparent(make.draw).convert(mode)
+    white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    assert f"{phash(decode(stored(image)).image):016x}" == str(imagehash.phash(white))
+    assert f"{phash(decode(stored(image)).image):016x}" != str(imagehash.phash(image.convert("RGB")))
+
+
+def test_phash_of_a_palette_with_a_transparent_colour_is_imagehash_on_white(make):
+    image = make.draw(6).quantize(16)
+    corner = image.getpixel((95, 95))
+    expected = image.convert("RGB")
+    pixels = np.array(expected)
+    pixels[np.array(image) == corner] = 255
+    found = decode(stored(image, transparency=corner)).image
+    assert f"{phash(found):016x}" == str(imagehash.phash(Image.fromarray(pixels)))
+
+
+def test_phash_agrees_with_golden_hashes(data):
+    golden = json.loads((data / "near_duplicates/imagehash/ground_truth.json").read_text())
+    picture = decode((data / "near_duplicates/imagehash/imagehash.png").read_bytes())
+    assert f"{phash(picture.image):016x}" == golden["imagehash.png"]["phash"]
+
+
+def test_phash_is_one_bit_from_the_hashes_of_imagededup(data):
+    """imagededup leaves the constant term out of the median and pictures lying on their side."""
+    folder = data / "near_duplicates/imagededup"
+    golden = json.loads((folder / "golden.json").read_text())
+    for name, expected in golden["phash"].items():
+        with Image.open(folder / golden["dir"] / name) as image:
+            assert (phash(image.convert("RGB")) ^ int(expected, 16)).bit_count() <= 1, name
+
+
+def test_pixel_hash_groups_files_as_danbooru_does(data):
+    folder = data / "near_duplicates/danbooru_dupes"
+    with (folder / "ground_truth.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["icc"] == "False"]
+    opaque = [row for row in rows if row["mode"] in ("RGB", "L")]
+    found = {row["file"]: pixel_hash(decode((folder / row["file"]).read_bytes()).image) for row in opaque}
+    for one in opaque:
+        for other in opaque:
+            same = one["expected_pixel_hash"] == other["expected_pixel_hash"]
+            assert (found[one["file"]] == found[other["file"]]) == same, (one["file"], other["file"])
+
+
+def test_pixel_hash_knows_the_shape():
+    assert pixel_hash(Image.new("RGB", (10, 20))) != pixel_hash(Image.new("RGB", (20, 10)))
+
+
+def test_sharpness_is_the_variance_of_scipys_laplacian(make):
+    image = make.draw(3)
+    grey = np.asarray(image.convert("L"), dtype=float)
+    assert sharpness(image) == pytest.approx(scipy.ndimage.laplace(grey)[1:-1, 1:-1].var())
+
+
+def noise(deviation: float) -> Image.Image:
+    values = np.random.default_rng(0).normal(128, deviation, (300, 200, 3))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def gradient() -> Image.Image:
+    ramp = np.linspace(0, 255, 400).astype(np.uint8)
+    return Image.fromarray(np.stack([np.tile(ramp, (300, 1))] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("image", [Image.new("RGB", (300, 200), "red"), noise(4), gradient()])
+def test_pictures_of_nothing_are_flat(image):
+    assert flatness(image) == 1
+
+
+def test_drawings_on_white_are_not_flat(make):
+    assert all(flatness(make.draw(seed)) < 0.9 for seed in range(20))
+    small = Image.new("RGB", (600, 600), "white")
+    small.paste(make.draw(1), (200, 200))
+    assert flatness(small) < 0.98
+
+
+def test_flatness_sees_colours_of_equal_brightness():
+    image = Image.new("RGB", (256, 256), (255, 0, 0))
+    image.paste((0, 130, 0), (4, 0, 252, 248))
+    assert flatness(image) < 0.9
+
+
+def test_border_is_the_share_of_the_bars():
+    texture = np.random.default_rng(0).integers(0, 255, (60, 50, 3), dtype=np.uint8)
+    image = Image.new("RGB", (100, 80), "black")
+    image.paste(Image.fromarray(texture), (30, 10))
+    assert border(image) == pytest.approx(1 - 60 * 50 / (100 * 80))
+    assert border(Image.fromarray(texture)) == 0
+    assert border(Image.new("RGB", (9, 7), "white")) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
+def test_odd_sizes_have_measures(size):
+    found = measure(Image.new("RGB", size, "white"))
+    assert (found.width, found.height) == size
+    assert (found.sharpness, found.flatness, found.border) == (0, 1, 1)

@@ -1,0 +1,16 @@
+"""bfloat16 tensors as bytes, the form in which the cache stores them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_bytes(tensor: Tensor) -> bytes:
+    """Little-endian bfloat16 in row-major order."""
+    return tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+
+def from_bytes(data: bytes, shape: Sequence[int]) -> Tensor:
+    """The inverse of `to_bytes`."""
+    return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(*shape)

@@ -1,0 +1,194 @@
+"""The manifest: where every tensor of the current dataset lies. Its hash is the identity of the cache."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.errors import UserError
+from shared.files import atomic_folder
+from shared.fingerprint import fingerprint
+from shared.stages import sql
+from shared.tensors import description, pages
+
+FORMAT = 1
+
+
+class CacheLayout:
+    """Paths below WORK/cache."""
+
+    def __init__(self, work: Path) -> None:
+        self.root = work / "cache"
+        self.manifest = self.root / "manifest"
+        self.rejects = self.root / "rejects.parquet"
+
+    def latents(self, about: dict[str, Any]) -> Path:
+        """Folder of the latents with this description."""
+        return self.root / "latents" / fingerprint(about)
+
+    def text(self, about: dict[str, Any]) -> Path:
+        """Folder of the embeddings with this description: `shared.parquet` and a folder per variant."""
+        return self.root / "text" / fingerprint(about)
+
+
+def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
+    """Write WORK/cache/manifest for the pictures and captions that are curated now; returns its identity.
+
+    `latents` and `text` describe the encoders, as they stand in their shards. Pictures without a latent are
+    left out; they stand in rejects.parquet with a reason.
+    """
+    layout = CacheLayout(work)
+    connection = duckdb.connect()
+    connection.execute(f"CREATE VIEW curated AS SELECT * FROM read_parquet('{sql(work / 'curated')}/part-*.parquet')")
+    connection.register("latent_places", _table(_latent_places(layout, latents), LATENTS))
+    connection.register("text_places", _table(_text_places(layout, text), TEXTS))
+    tables = {
+        "latents": connection.sql(
+            "SELECT * FROM latent_places SEMI JOIN curated USING (image_id) ORDER BY image_id"
+        ).to_arrow_table(),
+        "text": connection.sql(
+            """
+            WITH images AS (
+                SELECT image_id, row_number() OVER (ORDER BY image_id) - 1 AS image
+                FROM latent_places SEMI JOIN curated USING (image_id)
+            ), captions AS (
+                SELECT image_id, unnest(captions, recursive := true) FROM curated
+            )
+            SELECT image::INTEGER AS image, p.* EXCLUDE (image_id, caption_sha)
+            FROM text_places p
+            JOIN captions c ON c.image_id = p.image_id AND c.variant = p.variant AND sha256(c.text) = p.caption_sha
+            JOIN images ON images.image_id = p.image_id
+            ORDER BY image, variant
+            """
+        ).to_arrow_table(),
+    }
+    identity = _identity(tables)
+    places = pages(layout.text(text) / "shared.parquet", "embedding")
+    names = pq.read_table(layout.text(text) / "shared.parquet", columns=["name", "tokens"]).to_pylist()
+    about = {
+        "format": FORMAT,
+        "identity": identity,
+        "latents": latents,
+        "text": text,
+        "images": len(tables["latents"]),
+        "captions": len(tables["text"]),
+        "shared": {
+            row["name"]: {
+                "file": str((layout.text(text) / "shared.parquet").relative_to(layout.root)),
+                "tokens": row["tokens"],
+                "offset": place.offset,
+                "length": place.length,
+                "crc": place.crc,
+            }
+            for row, place in zip(names, places, strict=True)
+        },
+    }
+    with atomic_folder(layout.manifest) as temporary:
+        for name, table in tables.items():
+            pq.write_table(table, temporary / f"{name}.parquet")
+        (temporary / "manifest.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return identity
+
+
+_PLACE = [
+    pa.field("file", pa.string()),
+    pa.field("row", pa.int32()),
+    pa.field("offset", pa.int64()),
+    pa.field("length", pa.int64()),
+    pa.field("crc", pa.uint32()),
+]
+LATENTS = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        *_PLACE,
+        pa.field("channels", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+    ]
+)
+TEXTS = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("caption_sha", pa.string()),
+        pa.field("variant", pa.string()),
+        *_PLACE,
+        pa.field("tokens", pa.int32()),
+        pa.field("shared", pa.int32()),
+    ]
+)
+
+
+def _table(parts: Iterator[pa.Table], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *(part.select(schema.names).cast(schema) for part in parts)])
+
+
+def _latent_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
+    for part in sorted(layout.latents(about).glob("part-*.parquet")):
+        columns = pq.read_table(part, columns=["image_id", "channels", "height", "width"])
+        yield _placed(columns, part, layout.root)
+
+
+def _text_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
+    for part in sorted(layout.text(about).glob("*/part-*.parquet")):
+        columns = pq.read_table(part, columns=["image_id", "caption_sha", "tokens", "shared"])
+        variant = pa.array([part.parent.name] * len(columns))
+        yield _placed(columns.append_column("variant", variant), part, layout.root)
+
+
+def _placed(columns: pa.Table, part: Path, root: Path) -> pa.Table:
+    """Columns of a shard with the place of each row's tensor."""
+    found = pages(part)
+    return (
+        columns.append_column("file", pa.array([str(part.relative_to(root))] * len(found)))
+        .append_column("row", pa.array(range(len(found)), pa.int32()))
+        .append_column("offset", pa.array([page.offset for page in found], pa.int64()))
+        .append_column("length", pa.array([page.length for page in found], pa.int64()))
+        .append_column("crc", pa.array([page.crc for page in found], pa.uint32()))
+    )
+
+
+def _identity(tables: dict[str, pa.Table]) -> str:
+    """Hash of the manifest's values, in a form that no library's version has a part in."""
+    digest = hashlib.sha256(b"cache manifest %d" % FORMAT)
+    for name, table in sorted(tables.items()):
+        for column in table.column_names:
+            digest.update(f"\n{name}.{column}\n".encode())
+            for chunk in table[column].chunks:
+                if pa.types.is_string(chunk.type):
+                    digest.update("".join(f"{value}\n" for value in chunk.to_pylist()).encode())
+                else:
+                    digest.update(chunk.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def write_rejects(work: Path, latents: dict[str, Any]) -> pa.Table:
+    """Collect what the shards could not encode into WORK/cache/rejects.parquet; returns it."""
+    layout = CacheLayout(work)
+    rows = [
+        {"image_id": image_id, "reason": reason, "detail": detail}
+        for part in sorted(layout.latents(latents).glob("part-*.parquet"))
+        for image_id, reason, detail in description(part)["rejects"]
+    ]
+    table = pa.Table.from_pylist(rows, REJECTS)
+    layout.root.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, layout.rejects)
+    return table
+
+
+REJECTS = pa.schema([pa.field(name, pa.string()) for name in ("image_id", "reason", "detail")])
+
+
+def read_about(work: Path) -> dict[str, Any]:
+    """manifest.json. Raises UserError where there is no finished cache, or one of another format."""
+    path = CacheLayout(work).manifest / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{work}: there is no finished tensor cache; run `cache-latents --work {work}` first")
+    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if about["format"] != FORMAT:
+        raise UserError(f"{path}: format {about['format']}, this version reads {FORMAT}; run `cache-latents` again")
+    return about

@@ -1,0 +1,110 @@
+"""`cache-latents` from its settings: what is new is encoded, then the manifest is written."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.engine import LocalEngine
+from shared.errors import UserError
+from shared.progress import console
+from shared.stages import sql
+from shared.worklist import WorkList, process
+from train.cache import latents, text
+from train.cache.encoders import ImageEncoder, TextEncoder, default_device
+from train.cache.manifest import CacheLayout, finalise, read_about, write_rejects
+from train.cache.settings import CacheSettings
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished cache holds."""
+
+    identity: str
+    images: int
+    captions: int
+    rejects: Counter[str]
+    """Pictures that could not be encoded, by reason."""
+    bytes: int
+    """Of all tensors in the manifest."""
+
+
+def cache(work: Path, source: Path, model: Path, settings: CacheSettings) -> Summary:
+    """Encode what the cache of a work directory lacks, and finalise it. Pictures lie below `source`."""
+    layout, device = CacheLayout(work), default_device()
+    curated = read_curated(work)
+    # One worker, this process: the encoders use the whole device.
+    engine = LocalEngine(1)
+
+    image_encoder = ImageEncoder(model, device)
+    about_latents = latents.describe(image_encoder, settings)
+    pictures = WorkList(layout.latents(about_latents), ("image_id",), settings.shard_rows)
+    pictures.extend(curated.select(["image_id", "locations"]))
+    writer = latents.LatentShards(source, image_encoder, about_latents, settings.batch)
+    process(pictures.shards(), writer.write, engine, "latents", "pictures")
+
+    text_encoder = TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device)
+    about_text = text.describe(text_encoder)
+    folder = layout.text(about_text)
+    if not (folder / "shared.parquet").exists():
+        text.write_shared(folder / "shared.parquet", text_encoder, about_text)
+    for variant, captions in by_variant(curated).items():
+        texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
+        texts.extend(captions)
+        process(texts.shards(), text.TextShards(text_encoder, about_text).write, engine, variant, "captions")
+
+    rejects = write_rejects(work, about_latents)
+    finalise(work, about_latents, about_text)
+    return summary(work, rejects)
+
+
+def read_curated(work: Path) -> pa.Table:
+    """The curated pictures: image_id, locations, captions. Raises UserError where there are none."""
+    parts = sorted((work / "curated").glob("part-*.parquet"))
+    if not parts:
+        raise UserError(f"{work}: there is no curated dataset; run `curate run SOURCE --work {work}` first")
+    columns = ["image_id", "locations", "captions"]
+    return pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
+
+
+def by_variant(curated: pa.Table) -> dict[str, pa.Table]:
+    """Captions (image_id, caption_sha, text) by variant, in the order of the image ids."""
+    connection = duckdb.connect()
+    connection.register("curated", curated)
+    connection.execute("CREATE VIEW captions AS SELECT image_id, unnest(captions, recursive := true) FROM curated")
+    names = connection.sql("SELECT DISTINCT variant FROM captions ORDER BY variant").fetchall()
+    return {
+        name: connection.execute(
+            "SELECT image_id, sha256(text) AS caption_sha, text FROM captions WHERE variant = ? ORDER BY image_id",
+            [name],
+        ).to_arrow_table()
+        for (name,) in names
+    }
+
+
+def summary(work: Path, rejects: pa.Table) -> Summary:
+    """Count what the manifest lists."""
+    about = read_about(work)
+    manifest = sql(CacheLayout(work).manifest)
+    total = duckdb.sql(f"SELECT sum(length) FROM read_parquet('{manifest}/*.parquet', union_by_name = true)").fetchone()
+    return Summary(
+        identity=about["identity"],
+        images=about["images"],
+        captions=about["captions"],
+        rejects=Counter(rejects["reason"].to_pylist()),
+        bytes=int(total[0] or 0) if total else 0,
+    )
+
+
+def report(result: Summary) -> None:
+    """Print a summary."""
+    console.print(
+        f"cached {result.images:,} pictures and {result.captions:,} captions, {result.bytes / 2**20:,.1f} MiB; "
+        f"identity {result.identity[:12]}",
+        soft_wrap=True,
+    )
+    for reason, count in result.rejects.most_common():
+        console.print(f"  {count:,} could not be encoded: {reason} (see cache/rejects.parquet)", soft_wrap=True)
