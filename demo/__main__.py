@@ -25,22 +25,12 @@ def main() -> None:
     compare(WORK / "truth.csv", WORK)
     if not model.exists():
         say("building a miniature Lumina-Image-2.0")
-        write_tiny_lumina(model, captions(WORK))
+        write_tiny_lumina(model)
     command("cache-latents", "--work", str(WORK), "--model", str(model))
     command("train", "--work", str(WORK), "--model", str(model))
     pictures = sorted((WORK / "runs/default/samples").glob("*.png"))
     say(f"done in {clock(time.monotonic() - start)}; drawn by the model you just trained:")
     console.print(str(pictures[-1]), soft_wrap=True)
-
-
-def captions(work: Path) -> list[str]:
-    """Every caption of the curated dataset."""
-    import duckdb
-
-    rows = duckdb.sql(
-        f"SELECT unnest(captions).text FROM read_parquet('{work}/curated/part-*.parquet') ORDER BY 1"
-    ).fetchall()
-    return [text for (text,) in rows]
 
 
 def command(*words: str) -> None:

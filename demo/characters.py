@@ -101,7 +101,7 @@ def random_character(rng: random.Random) -> Character:
 
 
 def random_scene(rng: random.Random, character: Character) -> Scene:
-    """A picture of a character, sides of 192 to 320 px, aspect from 2:3 to 3:2."""
+    """A picture of a character, sides of about 170 to 330 px, aspect from 2:3 to 3:2."""
     side, aspect = rng.uniform(210, 270), rng.uniform(-0.088, 0.088)
     return Scene(
         character=character,

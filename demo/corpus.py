@@ -58,7 +58,7 @@ def write_corpus(folder: Path, seed: int = 0, counts: Counts | None = None) -> P
     """
     counts = counts or Counts()
     rng = random.Random(seed)
-    originals = [original(rng, scene, image) for scene, image in distinct_scenes(rng, counts.per_character)]
+    originals = list(distinct_originals(rng, counts.per_character))
     files = [*originals, *plants(rng, originals, counts)]
     rng.shuffle(files)
     names = {id(file): f"{rng.choice('abcd')}/{number:05}.{file.extension}" for number, file in enumerate(files)}
@@ -82,25 +82,27 @@ def write_corpus(folder: Path, seed: int = 0, counts: Counts | None = None) -> P
     return truth
 
 
-def distinct_scenes(rng: random.Random, per_character: int) -> Iterator[tuple[Scene, Image.Image]]:
-    """Pictures whose perceptual hashes lie apart, so that what is a duplicate is never a matter of taste."""
+def distinct_originals(rng: random.Random, per_character: int) -> Iterator[Planted]:
+    """Pictures whose perceptual hashes lie apart, so that what is a duplicate is never a matter of taste.
+
+    Hashed as they are written, on white: a lossy encoding moves a hash by some bits.
+    """
     hashes: list[NDArray[np.bool_]] = []
     for character in CHARACTERS:
         wanted = len(hashes) + per_character
         while len(hashes) < wanted:
-            scene = random_scene(rng, character)
-            image = draw(scene)
-            bits = imagehash.phash(image).hash.ravel()
+            file = original(rng, random_scene(rng, character))
+            bits = imagehash.phash(opened(file)).hash.ravel()
             if all(np.count_nonzero(bits != other) >= MIN_DISTANCE for other in hashes):
                 hashes.append(bits)
-                yield scene, image
+                yield file
 
 
-def original(rng: random.Random, scene: Scene, image: Image.Image) -> Planted:
+def original(rng: random.Random, scene: Scene) -> Planted:
     """A picture as a file: PNG (transparent where there is no background), JPEG or WebP."""
     kind = rng.choices(("png", "jpg", "webp"), (5, 4, 1))[0]
-    if kind == "png" and scene.background == "simple_background":
-        image = draw_transparent(scene)
+    transparent = kind == "png" and scene.background == "simple_background"
+    image = draw_transparent(scene) if transparent else draw(scene)
     return Planted(encoded(image, kind, rng.randint(90, 95)), kind, "original", scene=scene)
 
 
@@ -173,14 +175,14 @@ def almost_one_color(rng: random.Random) -> Image.Image:
 
 def write_metadata(path: Path, scene: Scene, rng: random.Random) -> None:
     """Tags beside a picture: a text file, or a booru's JSON in one of two forms."""
-    by_category = tags(scene)
+    by_category = incomplete(tags(scene), rng)
     form = rng.randrange(4)
     if form < 2:
         everything = [*by_category["general"][:2], *by_category["character"], *by_category["general"][2:]]
         text = ", ".join(tag.replace("_", " ") for tag in everything)
         path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
         return
-    post = {
+    post: dict[str, str | int | list[str]] = {
         "rating": rng.choice(("g", "s")),
         "score": round(rng.gauss(20, 15)),
         "fav_count": rng.randint(0, 60),
@@ -196,3 +198,9 @@ def write_metadata(path: Path, scene: Scene, rng: random.Random) -> None:
     if rng.random() < 0.6:
         post["caption"] = sentence(scene)
     path.with_suffix(".json").write_text(json.dumps(post, indent=1) + "\n", encoding="utf-8")
+
+
+def incomplete(by_category: dict[str, list[str]], rng: random.Random) -> dict[str, list[str]]:
+    """The tags somebody bothered to write: who it is, and about half of what there is to see."""
+    counts, rest = by_category["general"][:2], by_category["general"][2:]
+    return by_category | {"general": counts + [tag for tag in rest if rng.random() < 0.55]}

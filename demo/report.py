@@ -10,8 +10,8 @@ from rich.table import Table
 from shared.progress import console
 
 EXPECTED = {
-    "original": {"kept"},
-    "byte_copy": {"kept as one with its original"},
+    "original": {"kept", "kept as one with its copy"},
+    "byte_copy": {"kept as one with its copy"},
     "reencode": {"near: near_duplicate", "exact: pixel_copy"},
     "resize": {"near: near_duplicate"},
     "crop": {"near: near_duplicate"},
@@ -43,5 +43,5 @@ def read_outcomes(work: Path) -> dict[str, str]:
     rejects = duckdb.sql(f"SELECT locations, stage, reason FROM read_parquet('{work}/rejects.parquet')").fetchall()
     outcomes = {file: f"{stage}: {reason}" for files, stage, reason in rejects for file in files}
     for (files,) in curated:
-        outcomes |= dict.fromkeys(files, "kept as one with its original") | {files[0]: "kept"}
+        outcomes |= dict.fromkeys(files, "kept" if len(files) == 1 else "kept as one with its copy")
     return outcomes

@@ -1,7 +1,7 @@
 """Trains the autoencoder of `tiny-lumina`, which is shipped in `demo/weights/vae/`.
 
     python -m demo.train_vae --minutes 6                                   # one GPU
-    python -m demo.train_vae --pictures 64 --steps 5 --batch 2 --out /tmp/vae     # a dry run on a CPU
+    python -m demo.train_vae --pictures 100 --steps 5 --batch 2 --out /tmp/vae     # a dry run on a CPU
 
 It is diffusers' `AutoencoderKL` with 16 channels at 1/8, as FLUX's is, but with 3.3 million parameters. It is trained
 on drawings of random characters, never on the twelve of the demo, and for a fifth on abstract pictures, so that
@@ -38,6 +38,7 @@ KL_WEIGHT = 5e-4
 """Per latent number: enough to keep the latents near a unit normal, too little to blur what they decode to."""
 EDGE_WEIGHT = 1.0
 ABSTRACT_SHARE = 0.2
+HELD_OUT = 64
 
 
 def build() -> AutoencoderKL:
@@ -69,10 +70,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     pictures = torch.from_numpy(render(options.pictures)).to(device)
-    held_out, pictures = pictures[-64:], pictures[:-64]
+    held_out, pictures = pictures[-HELD_OUT:], pictures[:-HELD_OUT]
     model = train(pictures, options.batch, options.minutes * 60, options.steps or 10**9)
     save(model, pictures, options.out)
-    measure(options.out, held_out, options.sheet)
+    seeds = range(options.pictures - HELD_OUT, options.pictures)
+    measure(options.out, held_out, torch.tensor([is_abstract(seed) for seed in seeds]), options.sheet)
 
 
 # Pictures.
@@ -90,13 +92,18 @@ def render(count: int) -> NDArray[np.uint8]:
 def square(seed: int) -> NDArray[np.uint8]:
     """The picture of a seed, enlarged or cropped to a square of SIDE px."""
     rng = random.Random(f"vae {seed}")
-    if rng.random() < ABSTRACT_SHARE:
+    if is_abstract(seed):
         return abstract(rng.randrange(2**32))
     image = draw(random_scene(rng, random_character(rng)))
     scale = SIDE / min(image.size)
     image = image.resize((math.ceil(image.width * scale), math.ceil(image.height * scale)), Image.Resampling.LANCZOS)
     x, y = rng.randint(0, image.width - SIDE), rng.randint(0, image.height - SIDE)
     return np.asarray(image.crop((x, y, x + SIDE, y + SIDE)))
+
+
+def is_abstract(seed: int) -> bool:
+    """Whether the picture of a seed is no drawing."""
+    return random.Random(f"vae {seed}").random() < ABSTRACT_SHARE
 
 
 def abstract(seed: int) -> NDArray[np.uint8]:
@@ -201,15 +208,16 @@ def save(model: AutoencoderKL, pictures: Tensor, folder: Path) -> None:
 
 
 @torch.no_grad()
-def measure(folder: Path, held_out: Tensor, sheet: Path | None) -> None:
-    """Print the quality of the saved file on pictures it was not trained on."""
+def measure(folder: Path, held_out: Tensor, abstract: Tensor, sheet: Path | None) -> None:
+    """Print the quality of the saved file on pictures it was not trained on, `abstract` ones (a mask) apart."""
     model = AutoencoderKL.from_pretrained(folder).to(held_out.device)
     images = held_out.permute(0, 3, 1, 2).float() / 127.5 - 1
     for side in (128, 256):
         small = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         decoded = model.decode(model.encode(small).latent_dist.mean).sample.clamp(-1, 1)
         psnr = 10 * torch.log10(4 / (decoded - small).square().mean(dim=(1, 2, 3)))
-        print(f"{side} px: PSNR mean {psnr.mean():.1f}, worst {psnr.min():.1f} dB")
+        for name, part in (("drawings", psnr.cpu()[~abstract]), ("abstract", psnr.cpu()[abstract])):
+            print(f"{side} px, {name}: PSNR mean {part.mean():.1f}, worst {part.min():.1f} dB")
         if sheet and side == 128:
             rows = [torch.cat(list(part[i : i + 16]), dim=2) for i in (0, 16) for part in (small, decoded)]
             pixels = ((torch.cat(rows, dim=1) + 1) * 127.5).byte().permute(1, 2, 0).cpu().numpy()

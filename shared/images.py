@@ -123,6 +123,7 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     alpha = None
     if "transparency" in image.info:
         alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    values[~np.isfinite(values)] = 0.0
     largest = values.max()
     if image.mode == "F" and largest <= 1.0:
         white = 1.0
@@ -132,7 +133,6 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         white = 65535.0
     values *= 255.0 / white
     values += 0.5
-    np.nan_to_num(values, copy=False)
     np.clip(values, 0.0, 255.0, out=values)
     return Image.fromarray(values.astype(np.uint8)), alpha
 

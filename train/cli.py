@@ -11,7 +11,12 @@ from shared.errors import UserError
 from shared.pipelines import load
 from train.settings import TrainSettings
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Finetune Lumina-Image-2.0 from a tensor cache.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Finetune Lumina-Image-2.0 from a tensor cache.",
+)
 
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run` and `cache-latents`.")]
 Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]

@@ -146,8 +146,8 @@ def test_thirty_two_bits(kind: type, white: int) -> None:
 
 
 def test_floats_that_are_no_numbers() -> None:
-    values = np.array([[0.0, np.nan, np.inf, -np.inf, -1.0, 1.0]], dtype=np.float32)
-    assert set(pixels(encode(Image.fromarray(values), "TIFF")).ravel()) <= set(range(256))
+    values = np.array([[0.0, np.nan, np.inf, -np.inf, -1.0, 0.2, 1.0]], dtype=np.float32)
+    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 0, 0, 0, 51, 255]
 
 
 def test_cmyk() -> None:
@@ -349,12 +349,16 @@ def test_reasons() -> None:
     assert reason(b"") == "empty_file"
     assert reason(b"not a picture") == "not_an_image"
     assert reason(encode(RGB)[:-40]) == "undecodable"
+    checksum = bytearray(encode(RGB))
+    checksum[checksum.index(b"IEND") - 5] ^= 1
+    assert reason(bytes(checksum)) == "undecodable"  # Pillow raises a SyntaxError
     assert reason(encode(RGB), max_pixels=34) == "too_many_pixels"
     assert decode(encode(RGB), max_pixels=35).image.size == (7, 5)
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
     assert reason(png((20_000, 10_001), 8, 2, b"")) == "too_many_pixels"
+    assert reason(png((1, 200_000_000), 8, 2, b"")) == "undecodable"
     assert reason(png((2**31 - 1, 2**31 - 1), 8, 2, b"")) == "too_many_pixels"
 
 
@@ -362,6 +366,8 @@ def test_a_bomb_inside_a_container_is_refused() -> None:
     inner = png((40_000, 40_000), 1, 0, b"")
     icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
     assert reason(icon) == "too_many_pixels"
+    assert reason(icon, max_pixels=700_000_000) == "too_many_pixels"
+    assert reason(icon, max_pixels=1_600_000_000) == "undecodable"  # within the limit, but there is no data
 
 
 def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

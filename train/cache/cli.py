@@ -12,7 +12,10 @@ from shared.pipelines import load
 from train.cache.settings import CacheSettings
 
 app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, help="Encode curated pictures and captions once, for training."
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Encode curated pictures and captions once, for training.",
 )
 
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run`.")]

@@ -76,26 +76,21 @@ def by_variant(curated: pa.Table) -> dict[str, pa.Table]:
     connection.register("curated", curated)
     connection.execute("CREATE VIEW captions AS SELECT image_id, unnest(captions, recursive := true) FROM curated")
     names = connection.sql("SELECT DISTINCT variant FROM captions ORDER BY variant").fetchall()
-    return {
-        name: connection.execute(
-            "SELECT image_id, sha256(text) AS caption_sha, text FROM captions WHERE variant = ? ORDER BY image_id",
-            [name],
-        ).to_arrow_table()
-        for (name,) in names
-    }
+    query = "SELECT image_id, sha256(text) AS caption_sha, text FROM captions WHERE variant = ? ORDER BY image_id"
+    return {name: connection.sql(query, params=[name]).to_arrow_table() for (name,) in names}
 
 
 def summary(work: Path, rejects: pa.Table) -> Summary:
     """Count what the manifest lists."""
     about = read_about(work)
     manifest = sql(CacheLayout(work).manifest)
-    total = duckdb.sql(f"SELECT sum(length) FROM read_parquet('{manifest}/*.parquet', union_by_name = true)").fetchone()
+    total = duckdb.sql(f"SELECT sum(length) FROM read_parquet('{manifest}/*.parquet', union_by_name = true)").fetchall()
     return Summary(
         identity=about["identity"],
         images=about["images"],
         captions=about["captions"],
         rejects=Counter(rejects["reason"].to_pylist()),
-        bytes=int(total[0] or 0) if total else 0,
+        bytes=int(total[0][0] or 0),
     )
 
 
