@@ -74,7 +74,7 @@ def main() -> None:
     model = train(pictures, options.batch, options.minutes * 60, options.steps or 10**9)
     save(model, pictures, options.out)
     seeds = range(options.pictures - HELD_OUT, options.pictures)
-    measure(options.out, held_out, torch.tensor([is_abstract(seed) for seed in seeds]), options.sheet)
+    measure(options.out, held_out, torch.tensor([is_abstract(generator(seed)) for seed in seeds]), options.sheet)
 
 
 # Pictures.
@@ -91,8 +91,8 @@ def render(count: int) -> NDArray[np.uint8]:
 
 def square(seed: int) -> NDArray[np.uint8]:
     """The picture of a seed, enlarged or cropped to a square of SIDE px."""
-    rng = random.Random(f"vae {seed}")
-    if is_abstract(seed):
+    rng = generator(seed)
+    if is_abstract(rng):
         return abstract(rng.randrange(2**32))
     image = draw(random_scene(rng, random_character(rng)))
     scale = SIDE / min(image.size)
@@ -101,9 +101,14 @@ def square(seed: int) -> NDArray[np.uint8]:
     return np.asarray(image.crop((x, y, x + SIDE, y + SIDE)))
 
 
-def is_abstract(seed: int) -> bool:
-    """Whether the picture of a seed is no drawing."""
-    return random.Random(f"vae {seed}").random() < ABSTRACT_SHARE
+def generator(seed: int) -> random.Random:
+    """The random numbers a picture is made from."""
+    return random.Random(f"vae {seed}")
+
+
+def is_abstract(rng: random.Random) -> bool:
+    """Whether a picture is to be no drawing: what the first of its random numbers decides."""
+    return rng.random() < ABSTRACT_SHARE
 
 
 def abstract(seed: int) -> NDArray[np.uint8]:

@@ -181,8 +181,7 @@ def read_page(handle: int, page: Page, name: str) -> bytes:
 
 
 # Thrift's compact protocol, as far as Parquet's page headers use it (the format's parquet.thrift, PageHeader:
-# 1 = type, 0 being a data page; 3 = compressed size; 4 = crc; 5 = data page header, in which 1 = number of values,
-# 2 = encoding, 0 being plain).
+# 3 = compressed size, 4 = crc, 5 = data page header, in which 1 = number of values).
 
 _TRUE, _FALSE, _I16, _I32, _I64, _BINARY, _STRUCT = 1, 2, 4, 5, 6, 8, 12
 
@@ -192,8 +191,7 @@ def _page(data: mmap.mmap, position: int) -> Page | None:
     try:
         header, payload = _struct(data, position)
         size, crc = header[3], header[4]
-        plain = header[1] == 0 and header[5][1] == 1 and header[5][2] == 0
-        if plain and int.from_bytes(data[payload : payload + 4], "little") == size - 4:
+        if header[5][1] == 1 and int.from_bytes(data[payload : payload + 4], "little") == size - 4:
             return Page(payload + 4, size - 4, crc & 0xFFFFFFFF)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError):
         pass

@@ -235,7 +235,9 @@ def test_an_error_among_the_rows_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "part.parquet"
 
     def rows() -> Iterator[pa.RecordBatch]:
-        yield pa.RecordBatch.from_pylist(make_rows([9] * 100), SCHEMA)
+        yield pa.RecordBatch.from_pylist(make_rows([9999] * 100), SCHEMA)
+        written = [file.stat().st_size for file in tmp_path.iterdir()]
+        assert written > [ROW_GROUP * 9999]  # memory holds one row group
         raise ConnectionError("the GPU is gone")
 
     with pytest.raises(ConnectionError, match="the GPU is gone"):

@@ -30,9 +30,7 @@ def test_timesteps_follow_the_formula_as_it_is_published(number: float, m: float
     t = 1 / (1 + math.exp(-number))
     s = 1 - t
     expected = 1 - math.exp(m) / (math.exp(m) + 1 / s - 1)
-    assert flow.timesteps(torch.tensor([number], dtype=torch.float64), m).item() == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert flow.timesteps(torch.tensor([number], dtype=torch.float64), m).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_timesteps_are_float32_and_inside_the_interval():

@@ -1,0 +1,116 @@
+"""Training: the same numbers however it is cut and interrupted, and weights that others can use."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+from PIL import Image
+
+from shared.errors import UserError
+from train.export import export_pipeline
+from train.metrics import read
+from train.run import start
+from train.settings import OptimizerSettings, SampleSettings, TrainSettings
+
+SETTINGS = TrainSettings(
+    steps=6,
+    batch=5,
+    token_budget=400,
+    optimizer=OptimizerSettings(learning_rate=1e-3, warmup=2),
+    samples=SampleSettings(every=4, steps=2, prompts=("1girl", "blue hair")),
+    log_every=2,
+    checkpoint_every=2,
+)
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(cached: Path, tiny_model: Path) -> Train:
+    def run(name: str, **changes: object) -> Path:
+        start(cached, str(tiny_model), name, SETTINGS.model_copy(update=changes))
+        return cached / "runs" / name
+
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    records = read(run / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(len(records)))
+    return [record["loss"] for record in records]
+
+
+def test_interrupted_equals_uninterrupted(train: Train):
+    whole = train("whole")
+    train("cut", steps=2)
+    shutil.rmtree(whole.parent / "cut" / "samples")
+    # As if it had been killed behind the checkpoint: a record too many, and one cut off.
+    with (whole.parent / "cut" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "loss": 9.0}) + '\n{"step": 3, "lo')
+    train("cut", steps=4)
+    cut = train("cut")
+    assert losses(cut) == losses(whole)
+    assert [r["samples"] for r in read(cut / "metrics.jsonl")] == [r["samples"] for r in read(whole / "metrics.jsonl")]
+    for file in ("transformer", "transformer_ema"):
+        name = f"checkpoints/00000006/{file}/diffusion_pytorch_model.safetensors"
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_micro_batches_and_recomputation_do_not_change_the_losses(train: Train):
+    whole = losses(train("whole", token_budget=10_000))
+    assert losses(train("cut", token_budget=1)) == pytest.approx(whole, rel=1e-4)
+    assert losses(train("recomputed", token_budget=10_000, recompute=True)) == pytest.approx(whole, rel=1e-5)
+    assert losses(train("other", seed=1)) != pytest.approx(whole, rel=1e-2)
+
+
+def test_it_learns(train: Train):
+    run = train("longer", steps=40, batch=11, caption_dropout=0.0, checkpoint_every=40)
+    values = losses(run)
+    assert sum(values[-8:]) < 0.8 * sum(values[:8])
+
+
+def test_what_a_run_leaves(train: Train):
+    run = train("run")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["00000002", "00000004", "00000006"]
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
+    assert Image.open(run / "samples" / "step-00000006.png").width > 64
+    assert list((run / "tensorboard").iterdir())
+    record = read(run / "metrics.jsonl")[-1]
+    assert {"loss", "grad_norm", "images_per_second", "share_of_peak", "samples", "learning_rate"} <= record.keys()
+    raw = Lumina2Transformer2DModel.from_pretrained(run / "checkpoints/00000006/transformer")
+    averaged = Lumina2Transformer2DModel.from_pretrained(run / "checkpoints/00000006/transformer_ema")
+    assert not torch.equal(raw.x_embedder.weight, averaged.x_embedder.weight)
+
+
+def test_learning_rate_rises_over_the_warmup(train: Train):
+    rates = [record["learning_rate"] for record in read(train("run") / "metrics.jsonl")]
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_exported_folder_draws_through_diffusers(train: Train, tiny_model: Path, tmp_path: Path):
+    run = train("run", steps=2)
+    export_pipeline(run / "checkpoints/00000002", tmp_path / "out", str(tiny_model), raw=False)
+    pipeline = Lumina2Pipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("1girl, blue hair", num_inference_steps=2, height=64, width=80).images[0]
+    assert drawn.size == (80, 64)
+    averaged = Lumina2Transformer2DModel.from_pretrained(run / "checkpoints/00000002/transformer_ema")
+    assert torch.equal(pipeline.transformer.x_embedder.weight, averaged.x_embedder.weight)
+    with pytest.raises(UserError, match="checkpoints/STEP"):
+        export_pipeline(run, tmp_path / "no", str(tiny_model), raw=True)
+
+
+@pytest.mark.parametrize(("change", "field"), [({"seed": 5}, "seed"), ({"batch": 3}, "batch")])
+def test_a_run_does_not_go_on_with_other_samples(train: Train, change: dict[str, object], field: str):
+    train("run", steps=2)
+    with pytest.raises(UserError, match=f"{field}: expected"):
+        train("run", **change)
+
+
+def test_sizes_that_are_no_multiple_are_refused_before_training(train: Train):
+    with pytest.raises(UserError, match="multiples of 16"):
+        train("run", samples=SampleSettings(width=100, height=96))
