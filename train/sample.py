@@ -15,7 +15,7 @@ from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of, pack, unpatchify
 from train.settings import SampleSettings
 
-LABEL_HEIGHT = 34
+LABEL_HEIGHT = 46
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def grid_picture(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Imag
     return sheet
 
 
-def _wrapped(text: str, width: int, font: Any, lines: int = 2) -> str:
+def _wrapped(text: str, width: int, font: Any, lines: int = 3) -> str:
     """The text cut into at most `lines` lines of `width` pixels."""
     result, line = [], ""
     for word in text.split():

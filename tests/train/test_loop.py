@@ -77,7 +77,8 @@ def test_what_a_run_leaves(train: Train):
     run = train("run")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["00000002", "00000004", "00000006"]
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
-    assert Image.open(run / "samples" / "step-00000006.png").width > 64
+    with Image.open(run / "samples" / "step-00000006.png") as grid:
+        assert grid.width > 64
     assert list((run / "tensorboard").iterdir())
     record = read(run / "metrics.jsonl")[-1]
     assert {"loss", "grad_norm", "images_per_second", "share_of_peak", "samples", "learning_rate"} <= record.keys()

@@ -10,8 +10,11 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from train.cache.hub import weights_hash
+
+logging.disable_progress_bar()  # Its bars for loading and saving files would stand between ours.
 
 # Gemma 2 caps its attention scores, which PyTorch's fused attention cannot: only the plain one is right.
 ATTENTION = "eager"

@@ -83,7 +83,9 @@ def test_draws_follow_their_settings(cached: Path, tiny_model: Path):
     two = [c for i, c in zip(draws.samples, draws.captions, strict=True) if c and len(reader.variants(int(i))) == 2]
     assert two.count("tags") / len(two) == pytest.approx(0.5, abs=0.05)
     m = flow.shift((64 / 16) ** 2)  # The cache's area, not each picture's.
-    assert (1 - torch.from_numpy(draws.times)).median().item() == pytest.approx(torch.tensor(m).sigmoid(), abs=0.02)
+    assert (1 - torch.from_numpy(draws.times)).median().item() == pytest.approx(
+        torch.tensor(m).sigmoid().item(), abs=0.02
+    )
 
 
 def test_pictures_without_captions_are_shown_with_the_empty_one(cached: Path, tiny_model: Path):
