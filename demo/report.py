@@ -3,6 +3,7 @@
 import csv
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import duckdb
 from rich.table import Table
@@ -39,9 +40,14 @@ def compare(truth: Path, work: Path) -> None:
 
 def read_outcomes(work: Path) -> dict[str, str]:
     """What became of each file: `kept`, or the stage and reason it was dropped for."""
-    curated = duckdb.sql(f"SELECT locations FROM read_parquet('{work}/curated/part-*.parquet')").fetchall()
-    rejects = duckdb.sql(f"SELECT locations, stage, reason FROM read_parquet('{work}/rejects.parquet')").fetchall()
+    curated = _rows(f"SELECT locations FROM read_parquet('{work}/curated/part-*.parquet')")
+    rejects = _rows(f"SELECT locations, stage, reason FROM read_parquet('{work}/rejects.parquet')")
     outcomes = {file: f"{stage}: {reason}" for files, stage, reason in rejects for file in files}
     for (files,) in curated:
         outcomes |= dict.fromkeys(files, "kept" if len(files) == 1 else "kept as one with its copy")
     return outcomes
+
+
+def _rows(query: str) -> list[Any]:
+    with duckdb.connect() as connection:
+        return connection.execute(query).fetchall()

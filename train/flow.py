@@ -65,4 +65,5 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """
     result = unconditional + scale * (conditional - unconditional)
     limit, length = conditional.norm(), result.norm()
-    return result * (limit / length).clamp(max=1.0)
+    scaled: Tensor = result * (limit / length).clamp(max=1.0)
+    return scaled

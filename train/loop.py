@@ -52,7 +52,7 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             self._ema.update(step.number)
             if metrics is not None:
-                metrics.add(step, self._plan, loss, norm, schedule.get_last_lr()[0], waited)
+                metrics.add(step, self._plan, loss, norm, float(schedule.get_last_lr()[0]), waited)
                 self._report(metrics, step.number + 1)
             schedule.step()
             self._accelerator.wait_for_everyone()
@@ -118,7 +118,7 @@ class Trainer:
         )
 
     def _peak(self) -> float:
-        return peak_flops(self._device) * self._accelerator.num_processes
+        return peak_flops(self._device) * float(self._accelerator.num_processes)
 
     def _announce(self, first: int) -> None:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())

@@ -29,7 +29,7 @@ class Metrics:
         kept = [record for record in read(path) if record["step"] < first_step]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._waiting: list[dict[str, Any]] = []
         self._since = time.perf_counter()
 
@@ -77,14 +77,14 @@ class Metrics:
         """Finish both files."""
         self.flush()
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for key, value in record.items():
             if isinstance(value, float):
-                self._board.add_scalar(key, value, record["step"])  # type: ignore[no-untyped-call]
+                self._board.add_scalar(key, value, record["step"])
 
     def _print(self, record: dict[str, Any], seconds_left: float) -> None:
         console.print(

@@ -128,8 +128,7 @@ class CacheReader:
         return slice(int(self._first_text[index]), int(self._first_text[index + 1]))
 
     def _text_row(self, index: int, variant: str) -> int:
-        rows = self._text_rows(index)
-        return rows.start + self.variants(index).index(variant)
+        return int(self._first_text[index]) + self.variants(index).index(variant)
 
     def _read(self, places: _Places, row: int, image: int) -> bytes:
         file = places.files[places.file[row]]

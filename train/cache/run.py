@@ -84,13 +84,15 @@ def summary(work: Path, rejects: pa.Table) -> Summary:
     """Count what the manifest lists."""
     about = read_about(work)
     manifest = sql(CacheLayout(work).manifest)
-    total = duckdb.sql(f"SELECT sum(length) FROM read_parquet('{manifest}/*.parquet', union_by_name = true)").fetchall()
+    query = f"SELECT sum(length) FROM read_parquet('{manifest}/*.parquet', union_by_name = true)"
+    with duckdb.connect() as connection:
+        ((total,),) = connection.execute(query).fetchall()
     return Summary(
         identity=about["identity"],
         images=about["images"],
         captions=about["captions"],
         rejects=Counter(rejects["reason"].to_pylist()),
-        bytes=int(total[0][0] or 0),
+        bytes=int(total or 0),
     )
 
 
