@@ -44,7 +44,7 @@ def random_bits(key: Key, count: int) -> Key:
 
 def uniform(key: Key, count: int) -> NDArray[np.float64]:
     """Numbers in [0, 1) with 53 random bits, shape (*key, count)."""
-    return (random_bits(key, count) >> np.uint64(11)) * 2.0**-53
+    return (random_bits(key, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(key: Key, count: int) -> NDArray[np.float32]:
