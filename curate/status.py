@@ -1,7 +1,5 @@
 """`curate status`: what each stage kept and dropped, and why."""
 
-from collections import Counter
-
 import duckdb
 from rich.table import Table
 
@@ -39,7 +37,8 @@ def _row(connection: duckdb.DuckDBPyConnection, spec: StageSpec) -> tuple[str, .
     counts = dict(connection.execute(f"SELECT {reason}, count(*) FROM {spec.name} GROUP BY 1").fetchall())
     kept = counts.pop(None, 0)
     dropped = sum(counts.values())
-    reasons = "\n".join(f"{count:,} {word}" for word, count in Counter(counts).most_common())
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    reasons = "\n".join(f"{count:,} {word}" for word, count in ranked)
     unit = "files" if measure else "pictures"
     return spec.name, f"{kept + dropped:,} {unit}", f"{kept:,}", f"{dropped:,}" if dropped else "", reasons
 
