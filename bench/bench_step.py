@@ -7,7 +7,6 @@ GPU's peak by the operations the model asks for, and the peak memory.
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 
 import torch
@@ -29,7 +28,8 @@ DEVICE = torch.device("cuda")
 def main() -> None:
     """Time both in one run."""
     if not torch.cuda.is_available():
-        sys.exit("bench_step.py needs a CUDA device")
+        print("skipped: the step is measured on a CUDA device")
+        return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16, 1024 px, captions of 40 to 256 tokens")
     lengths = torch.randint(40, 257, (8,), generator=torch.Generator().manual_seed(0)).tolist()
     report("diffusers, checkpointed, batch 8", diffusers_step(lengths), lengths)

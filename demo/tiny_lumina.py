@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Lumina2Transformer2DModel
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+from transformers.utils import logging
 
 from demo.characters import (
     ACCESSORIES,
@@ -26,6 +27,8 @@ from demo.characters import (
 from shared.files import atomic_folder
 from train.data.random import normal, stream_key
 from train.model.config import DiTConfig
+
+logging.disable_progress_bar()
 
 WEIGHTS = Path(__file__).parent / "weights"
 TEXT_DIM = 128
