@@ -38,7 +38,7 @@ def test_illustrations_go_through_all_three_commands(shared_data: Path, tmp_path
     assert reader.images == curated, "every curated picture is in the cache"
     assert not verify(work)
     shapes = {tuple(reader.latent(index).shape) for index in range(reader.images)}
-    assert len(shapes) > 10, "pictures keep their own aspect"
+    assert len(shapes) > 6, "pictures keep their own aspect"
     assert len(read(work / "runs/default/metrics.jsonl")) == 3
     assert (work / "runs/default/checkpoints/00000003/transformer/config.json").exists()
 

@@ -96,6 +96,5 @@ def _restore_optimizer(tensors: Mapping[str, Tensor], model: nn.Module, optimize
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
-        # AdamW's step counter stays on the CPU, as PyTorch itself keeps it.
-        value = tensor if tensor.dim() == 0 else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = value
+        # All of it, the step counter too: the fused AdamW wants it where the parameter is.
+        optimizer.state[parameter][key] = tensor.to(parameter.device)
