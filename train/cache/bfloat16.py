@@ -13,4 +13,6 @@ def to_bytes(tensor: Tensor) -> bytes:
 
 def from_bytes(data: bytes, shape: Sequence[int]) -> Tensor:
     """The inverse of `to_bytes`."""
+    if not data:  # torch.frombuffer refuses it; a caption that is nothing but the prefix has no rows of its own.
+        return torch.empty(0, dtype=torch.bfloat16).view(*shape)
     return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(*shape)

@@ -37,8 +37,11 @@ def cache_latents(
     """Encode what is new, then write the manifest."""
     if context.invoked_subcommand is not None:
         return
-    settings = cast(CacheSettings, load(work / "pipeline.yaml", overrides=overrides).sections["cache"])
-    pictures = source or Path(yaml.safe_load((work / "pipeline.yaml").read_text(encoding="utf-8"))["source"])
+    file = work / "pipeline.yaml"
+    if not file.exists():
+        raise UserError(f"{work}: there is no curated dataset; run `curate run SOURCE --work {work}` first")
+    settings = cast(CacheSettings, load(file, overrides=overrides).sections["cache"])
+    pictures = source or _source(file)
     if not pictures.is_dir():
         raise UserError(f"{pictures}: the pictures are not there any more; say where they are with --source")
     from train.cache.hub import model_folder
@@ -47,9 +50,26 @@ def cache_latents(
     report(cache(work, pictures, model_folder(model), settings))
 
 
+def _source(file: Path) -> Path:
+    """The folder that `curate run` wrote down beside the pipeline."""
+    source = yaml.safe_load(file.read_text(encoding="utf-8")).get("source")
+    if not isinstance(source, str):
+        raise UserError(f"{file}: does not say where the pictures lie (source); say it with --source")
+    return Path(source)
+
+
+@app.command()
+def finalize(work: Work = Path("work")) -> None:
+    """Write the manifest for what is curated now, from the shards that are there."""
+    from train.cache.manifest import finalise, read_about
+
+    about = read_about(work)
+    typer.echo(f"identity {finalise(work, about['latents'], about['text'])[:12]}")
+
+
 @app.command()
 def verify(work: Work = Path("work")) -> None:
-    """Read every tensor of the finished cache and check its CRC."""
+    """Read every tensor of the finished cache; check its CRC and what the manifest says of it."""
     from train.cache.verify import verify as check
 
     problems = check(work)

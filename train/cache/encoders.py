@@ -116,7 +116,9 @@ class TextEncoder:
             for row, index in enumerate(batch):
                 inputs[row, : len(ids[index])] = torch.tensor(ids[index])
                 mask[row, : len(ids[index])] = 1
-            hidden = self._encoder(inputs.to(self._device), attention_mask=mask.to(self._device)).last_hidden_state
+            hidden = self._encoder(
+                inputs.to(self._device), attention_mask=mask.to(self._device), use_cache=False
+            ).last_hidden_state
             for row, index in enumerate(batch):
                 result[index] = hidden[row, : len(ids[index])].to(torch.bfloat16).cpu()
         return result

@@ -1,14 +1,13 @@
 """The latents of the cache: one shard after the other, pictures of equal shape encoded together."""
 
-from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
-from torch import Tensor
 
 from shared.images import Unreadable
 from shared.tensors import write_shard
@@ -18,10 +17,15 @@ from train.cache.encoders import ImageEncoder
 from train.cache.pictures import RESIZE, Prepared, prepare
 from train.cache.settings import CacheSettings
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 FORMAT = 1
 PATCH = 2
 """Latents per token of the transformer, along a side."""
 THREADS = 4
+WAITING = 128
+"""Most pictures that wait for others of their shape: 0.4 GB at 1024 px."""
 
 SCHEMA = pa.schema(
     [
@@ -61,61 +65,77 @@ class LatentShards:
     batch: int
 
     def write(self, shard: Shard) -> None:
-        """Encode the pictures of a shard (image_id, locations). What fails is named in the file's description."""
-        items = shard.items().to_pylist()
-        prepared = self._prepare(items)
-        rejects = [
-            [item["image_id"], result.reason, result.detail]
-            for item, result in zip(items, prepared, strict=True)
-            if isinstance(result, Unreadable)
-        ]
-        latents = self._encode({i: p for i, p in enumerate(prepared) if isinstance(p, Prepared)}, items)
-        rows = self._rows(items, prepared, latents)
-        write_shard(shard.part, rows, SCHEMA, self.description | {"rejects": rejects})
+        """Encode the pictures of a shard (image_id, locations). What fails is named in the file's description.
 
-    def _prepare(self, items: list[dict[str, Any]]) -> list[Prepared | Unreadable]:
+        Raises RuntimeError for numbers that are not finite: they would poison training.
+        """
+        items = shard.items().to_pylist()
+        rejects: list[list[str]] = []
+        prepared = self._prepare(items, rejects)
+        rows = dict(row for batch in batches(prepared, self.batch) for row in self._encode(batch, items))
+        batches_in_order = (pa.RecordBatch.from_pylist([rows[index]], SCHEMA) for index in sorted(rows))
+        write_shard(shard.part, batches_in_order, SCHEMA, self.description | {"rejects": rejects})
+
+    def _prepare(self, items: list[dict[str, Any]], rejects: list[list[str]]) -> Iterator[tuple[int, Prepared]]:
+        """The pictures that can be encoded, by item; the others are added to `rejects`."""
+        area, multiple = self.description["area"], self.description["multiple"]
+
         def attempt(item: dict[str, Any]) -> Prepared | Unreadable:
-            area, multiple = self.description["area"], self.description["multiple"]
             try:
                 return prepare(self.source, item["image_id"], item["locations"], area, multiple)
             except Unreadable as problem:
                 return problem
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(attempt, items))
+        for index, result in enumerate(ahead(attempt, items)):
+            if isinstance(result, Prepared):
+                yield index, result
+            else:
+                rejects.append([items[index]["image_id"], result.reason, result.detail])
 
-    def _encode(self, pictures: dict[int, Prepared], items: list[dict[str, Any]]) -> dict[int, Tensor]:
-        """Latents by item. Raises RuntimeError for numbers that are not finite: they would poison training."""
-        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, picture in pictures.items():
-            by_shape[picture.pixels.shape].append(index)
-        latents: dict[int, Tensor] = {}
-        for indices in by_shape.values():
-            for first in range(0, len(indices), self.batch):
-                batch = indices[first : first + self.batch]
-                encoded = self.encoder.encode([pictures[index].pixels for index in batch])
-                for index, latent in zip(batch, encoded, strict=True):
-                    if not latent.isfinite().all():
-                        raise RuntimeError(
-                            f"image {items[index]['image_id']}: the autoencoder gave numbers that are not finite"
-                        )
-                    latents[index] = latent
-        return latents
+    def _encode(
+        self, batch: Sequence[tuple[int, Prepared]], items: list[dict[str, Any]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows by item, for pictures of one shape."""
+        latents = self.encoder.encode([picture.pixels for _, picture in batch])
+        for (index, picture), latent in zip(batch, latents, strict=True):
+            image_id = items[index]["image_id"]
+            if not latent.isfinite().all():
+                raise RuntimeError(f"image {image_id}: the autoencoder gave numbers that are not finite")
+            channels, height, width = latent.shape
+            yield (
+                index,
+                {
+                    "image_id": image_id,
+                    "latent": to_bytes(latent),
+                    "channels": channels,
+                    "height": height,
+                    "width": width,
+                    "crop": list(picture.fit.crop),
+                    "original_size": list(picture.original_size),
+                },
+            )
 
-    def _rows(
-        self, items: list[dict[str, Any]], prepared: list[Prepared | Unreadable], latents: dict[int, Tensor]
-    ) -> Iterator[pa.RecordBatch]:
-        for index, picture in enumerate(prepared):
-            if isinstance(picture, Unreadable):
-                continue
-            channels, height, width = latents[index].shape
-            row = {
-                "image_id": items[index]["image_id"],
-                "latent": to_bytes(latents[index]),
-                "channels": channels,
-                "height": height,
-                "width": width,
-                "crop": list(picture.fit.crop),
-                "original_size": list(picture.original_size),
-            }
-            yield pa.RecordBatch.from_pylist([row], SCHEMA)
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`function(item)` for every item, in order, made by threads a little before it is asked for."""
+    running: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) > 2 * THREADS:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def batches(pictures: Iterable[tuple[int, Prepared]], size: int) -> Iterator[list[tuple[int, Prepared]]]:
+    """Pictures of equal shape, at most `size` together. Depends on their order alone, so it is always the same."""
+    waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
+    for index, picture in pictures:
+        shape = picture.pixels.shape
+        waiting[shape].append((index, picture))
+        if len(waiting[shape]) == size:
+            yield waiting.pop(shape)
+        elif sum(map(len, waiting.values())) > WAITING:
+            yield waiting.pop(max(waiting, key=lambda other: len(waiting[other])))
+    yield from waiting.values()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import mmap
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import UserError
-from shared.files import atomic_folder
-from shared.fingerprint import fingerprint
+from shared.files import atomic_file, atomic_folder
+from shared.fingerprint import differences, fingerprint
 from shared.stages import sql
-from shared.tensors import description, pages
+from shared.tensors import Page, description, pages
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CacheLayout:
@@ -67,40 +69,30 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
             """
         ).to_arrow_table(),
     }
-    identity = _identity(tables)
-    places = pages(layout.text(text) / "shared.parquet", "embedding")
-    names = pq.read_table(layout.text(text) / "shared.parquet", columns=["name", "tokens"]).to_pylist()
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
-        "identity": identity,
         "latents": latents,
         "text": text,
         "images": len(tables["latents"]),
         "captions": len(tables["text"]),
-        "shared": {
-            row["name"]: {
-                "file": str((layout.text(text) / "shared.parquet").relative_to(layout.root)),
-                "tokens": row["tokens"],
-                "offset": place.offset,
-                "length": place.length,
-                "crc": place.crc,
-            }
-            for row, place in zip(names, places, strict=True)
-        },
+        "shared": _shared_places(layout, text),
     }
+    about["identity"] = identity_of(about, tables)
     with atomic_folder(layout.manifest) as temporary:
         for name, table in tables.items():
             pq.write_table(table, temporary / f"{name}.parquet")
         (temporary / "manifest.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    return identity
+    return str(about["identity"])
 
 
+# Beside the tensor's own CRC stands `frame`, that of all bytes of its file which are not tensors.
 _PLACE = [
     pa.field("file", pa.string()),
     pa.field("row", pa.int32()),
     pa.field("offset", pa.int64()),
     pa.field("length", pa.int64()),
     pa.field("crc", pa.uint32()),
+    pa.field("frame", pa.uint32()),
 ]
 LATENTS = pa.schema(
     [
@@ -149,12 +141,31 @@ def _placed(columns: pa.Table, part: Path, root: Path) -> pa.Table:
         .append_column("offset", pa.array([page.offset for page in found], pa.int64()))
         .append_column("length", pa.array([page.length for page in found], pa.int64()))
         .append_column("crc", pa.array([page.crc for page in found], pa.uint32()))
+        .append_column("frame", pa.array([frame_crc(part, found)] * len(found), pa.uint32()))
     )
 
 
-def _identity(tables: dict[str, pa.Table]) -> str:
-    """Hash of the manifest's values, in a form that no library's version has a part in."""
-    digest = hashlib.sha256(b"cache manifest %d" % FORMAT)
+def frame_crc(path: Path, places: Sequence[Page]) -> int:
+    """CRC of all bytes of a shard beside its tensors: page headers, the other columns, the footer."""
+    crc = position = 0
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for place in places:
+            crc = zlib.crc32(data[position : place.offset], crc)
+            position = place.offset + place.length
+        return zlib.crc32(data[position:], crc)
+
+
+def _shared_places(layout: CacheLayout, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Where the rows lie that are stored once, `prefix` and `empty`."""
+    path = layout.text(about) / "shared.parquet"
+    rows = _placed(pq.read_table(path, columns=["name", "tokens"]), path, layout.root).to_pylist()
+    return {row.pop("name"): row for row in rows}
+
+
+def identity_of(about: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> str:
+    """Hash of all a manifest says, in a form that no library's version has a part in."""
+    head = {key: value for key, value in about.items() if key != "identity"}
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name, table in sorted(tables.items()):
         for column in table.column_names:
             digest.update(f"\n{name}.{column}\n".encode())
@@ -166,29 +177,42 @@ def _identity(tables: dict[str, pa.Table]) -> str:
     return digest.hexdigest()
 
 
-def write_rejects(work: Path, latents: dict[str, Any]) -> pa.Table:
-    """Collect what the shards could not encode into WORK/cache/rejects.parquet; returns it."""
+def write_rejects(work: Path, latents: dict[str, Any], curated: pa.Table) -> pa.Table:
+    """Collect which of the curated pictures could not be encoded into WORK/cache/rejects.parquet; returns it."""
     layout = CacheLayout(work)
+    current = set(curated["image_id"].to_pylist())
     rows = [
         {"image_id": image_id, "reason": reason, "detail": detail}
         for part in sorted(layout.latents(latents).glob("part-*.parquet"))
         for image_id, reason, detail in description(part)["rejects"]
+        if image_id in current
     ]
     table = pa.Table.from_pylist(rows, REJECTS)
-    layout.root.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, layout.rejects)
+    with atomic_file(layout.rejects) as temporary:
+        pq.write_table(table, temporary)
     return table
 
 
 REJECTS = pa.schema([pa.field(name, pa.string()) for name in ("image_id", "reason", "detail")])
 
 
-def read_about(work: Path) -> dict[str, Any]:
-    """manifest.json. Raises UserError where there is no finished cache, or one of another format."""
+def read_about(work: Path, expected: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """manifest.json, whose parts `latents` and `text` say how the tensors were made.
+
+    Of those parts, all that `expected` names must be as it says. Raises UserError with the fields that differ, or
+    where there is no finished cache, or one of another format.
+    """
     path = CacheLayout(work).manifest / "manifest.json"
     if not path.exists():
         raise UserError(f"{work}: there is no finished tensor cache; run `cache-latents --work {work}` first")
     about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if about["format"] != FORMAT:
         raise UserError(f"{path}: format {about['format']}, this version reads {FORMAT}; run `cache-latents` again")
+    differing = [
+        f"  {part}.{line}"
+        for part, fields in (expected or {}).items()
+        for line in differences(dict(fields), {key: about[part][key] for key in fields.keys() & about[part].keys()})
+    ]
+    if differing:
+        raise UserError("\n".join([f"{path}: not the cache this run needs; run `cache-latents` again:", *differing]))
     return about

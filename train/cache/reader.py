@@ -1,13 +1,12 @@
 """Reading the cache: any tensor of any picture with one `pread`, its CRC always checked."""
 
 import os
-import threading
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -17,18 +16,16 @@ from shared.tensors import Page, read_page
 from train.cache.bfloat16 import from_bytes
 from train.cache.manifest import CacheLayout, read_about
 
+OPEN_FILES = 256
+"""Files kept open: most systems allow a process 1,024, and ten million pictures lie in more."""
+
 
 class _Places:
     """Where tensors lie: a manifest table as arrays, without a Python object per row."""
 
     def __init__(self, path: Path) -> None:
-        table = pq.read_table(path)
-        files = table["file"].combine_chunks().dictionary_encode()
-        if isinstance(files, pa.ChunkedArray):
-            files = files.combine_chunks()
-        self.table = table.drop_columns(["file"])
-        self.files: list[str] = files.dictionary.to_pylist()
-        self.file = files.indices.to_numpy()
+        self.table = pq.read_table(path, read_dictionary=["file", "variant"])
+        self.files, self.file = self.coded("file")
         self.row, self.offset, self.length, self.crc = (
             self.column(name) for name in ("row", "offset", "length", "crc")
         )
@@ -38,20 +35,41 @@ class _Places:
         values: NDArray[Any] = self.table[name].to_numpy()
         return values
 
+    def coded(self, name: str) -> tuple[list[str], NDArray[np.int32]]:
+        """The distinct values of a text column, and the index of each row's value among them."""
+        chunks = self.table[name].unify_dictionaries().chunks
+        names = chunks[0].dictionary.to_pylist() if chunks else []
+        return names, np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunks)])
+
     def page(self, index: int) -> Page:
         """The place of a row's tensor within its file."""
         return Page(int(self.offset[index]), int(self.length[index]), int(self.crc[index]))
 
 
+class _OpenFile:
+    """A file descriptor that is closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):  # It has none where the file could not be opened.
+            os.close(self.handle)
+
+
 class CacheReader:
     """The finished cache of a work directory. Images have indices 0 .. images - 1, in the order of their ids.
 
-    Raises UserError where there is no finished cache.
+    Threads may share a reader; pickled, it is opened anew by the process that unpickles it.
+
+    Raises UserError where there is no finished cache, or where its manifest does not say what is `expected` (see
+    `manifest.read_about`).
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, expected: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self._work = work
         self._root = CacheLayout(work).root
-        about = read_about(work)
+        about = read_about(work, expected)
         self.identity: str = about["identity"]
         self.text_settings: dict[str, Any] = about["text"]
         self._shared = about["shared"]
@@ -72,13 +90,11 @@ class CacheReader:
         # Texts are sorted by image: those of image i are rows _first_text[i] to _first_text[i + 1].
         self._first_text = np.searchsorted(self._texts.column("image"), np.arange(self.images + 1))
         self._tokens, self._shared_rows = self._texts.column("tokens"), self._texts.column("shared")
-        variants = self._texts.table["variant"].combine_chunks().dictionary_encode()
-        if isinstance(variants, pa.ChunkedArray):
-            variants = variants.combine_chunks()
-        self._variant_names: list[str] = variants.dictionary.to_pylist()
-        self._variant = variants.indices.to_numpy()
-        self._handles: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._variant_names, self._variant = self._texts.coded("variant")
+        self._open = lru_cache(OPEN_FILES)(_OpenFile)
+
+    def __reduce__(self) -> tuple[type["CacheReader"], tuple[Path]]:
+        return CacheReader, (self._work,)
 
     def image_id(self, index: int) -> str:
         """Id of an image."""
@@ -100,14 +116,14 @@ class CacheReader:
         Raises CorruptTensor naming file, row, image id and both sums.
         """
         shape = (self.channels, int(self._height[index]), int(self._width[index]))
-        return from_bytes(self._read(self._latents, index, index), shape)
+        return from_bytes(self._sample(self._latents, index, index), shape)
 
     def text(self, index: int, variant: str | None) -> Tensor:
         """The embedding (tokens, dim) of a caption, bfloat16, prefix included; None is the empty caption."""
         if variant is None:
             return self.empty
         row = self._text_row(index, variant)
-        rest = from_bytes(self._read(self._texts, row, index), (-1, self.text_dim))
+        rest = from_bytes(self._sample(self._texts, row, index), (-1, self.text_dim))
         return torch.cat([self._prefix, rest]) if self._shared_rows[row] else rest
 
     @cached_property
@@ -122,7 +138,7 @@ class CacheReader:
     def _shared_text(self, name: str) -> Tensor:
         entry = self._shared[name]
         page = Page(entry["offset"], entry["length"], entry["crc"])
-        return from_bytes(read_page(self._handle(entry["file"]), page, name), (-1, self.text_dim))
+        return from_bytes(self._read(entry["file"], page, name), (-1, self.text_dim))
 
     def _text_rows(self, index: int) -> slice:
         return slice(int(self._first_text[index]), int(self._first_text[index + 1]))
@@ -130,14 +146,12 @@ class CacheReader:
     def _text_row(self, index: int, variant: str) -> int:
         return int(self._first_text[index]) + self.variants(index).index(variant)
 
-    def _read(self, places: _Places, row: int, image: int) -> bytes:
-        file = places.files[places.file[row]]
-        name = f"{self._root / file} row {places.row[row]}, image {self.image_id(image)}"
-        return read_page(self._handle(file), places.page(row), name)
+    def _sample(self, places: _Places, row: int, image: int) -> bytes:
+        name = f"row {places.row[row]}, image {self.image_id(image)}"
+        return self._read(places.files[places.file[row]], places.page(row), name)
 
-    def _handle(self, file: str) -> int:
-        """An open file, kept open: a cache has far fewer files than samples."""
-        with self._lock:
-            if file not in self._handles:
-                self._handles[file] = os.open(self._root / file, os.O_RDONLY)
-            return self._handles[file]
+    def _read(self, file: str, page: Page, name: str) -> bytes:
+        path = self._root / file
+        # Held by a name while it is read: another thread's file may take its place among the open ones.
+        opened = self._open(path)
+        return read_page(opened.handle, page, f"{path} {name}")

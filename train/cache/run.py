@@ -1,20 +1,23 @@
 """`cache-latents` from its settings: what is new is encoded, then the manifest is written."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shared.engine import LocalEngine
 from shared.errors import UserError
 from shared.progress import console
-from shared.stages import sql
 from shared.worklist import WorkList, process
 from train.cache import latents, text
 from train.cache.encoders import ImageEncoder, TextEncoder, default_device
+from train.cache.hub import weights_hash
 from train.cache.manifest import CacheLayout, finalise, read_about, write_rejects
 from train.cache.settings import CacheSettings
 
@@ -25,7 +28,8 @@ class Summary:
 
     identity: str
     images: int
-    captions: int
+    captions: Counter[str]
+    """By variant."""
     rejects: Counter[str]
     """Pictures that could not be encoded, by reason."""
     bytes: int
@@ -36,6 +40,7 @@ def cache(work: Path, source: Path, model: Path, settings: CacheSettings) -> Sum
     """Encode what the cache of a work directory lacks, and finalise it. Pictures lie below `source`."""
     layout, device = CacheLayout(work), default_device()
     curated = read_curated(work)
+    captions = by_variant(curated)
     # One worker, this process: the encoders use the whole device.
     engine = LocalEngine(1)
 
@@ -51,14 +56,29 @@ def cache(work: Path, source: Path, model: Path, settings: CacheSettings) -> Sum
     folder = layout.text(about_text)
     if not (folder / "shared.parquet").exists():
         text.write_shared(folder / "shared.parquet", text_encoder, about_text)
-    for variant, captions in by_variant(curated).items():
+    for variant, items in captions.items():
         texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
-        texts.extend(captions)
+        texts.extend(items)
         process(texts.shards(), text.TextShards(text_encoder, about_text).write, engine, variant, "captions")
 
-    rejects = write_rejects(work, about_latents)
+    rejects = write_rejects(work, about_latents, curated)
     finalise(work, about_latents, about_text)
     return summary(work, rejects)
+
+
+def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
+    """What can be said, without loading it, of the cache that `cache` makes with a model and settings.
+
+    For `CacheReader`, which refuses one that was made otherwise.
+    """
+    return {
+        "latents": {"area": settings.area, "weights": weights_hash(model / "vae")},
+        "text": {
+            "prompt_prefix": settings.prompt_prefix,
+            "max_tokens": settings.max_tokens,
+            "weights": weights_hash(model / "text_encoder", model / "tokenizer"),
+        },
+    }
 
 
 def read_curated(work: Path) -> pa.Table:
@@ -71,37 +91,44 @@ def read_curated(work: Path) -> pa.Table:
 
 
 def by_variant(curated: pa.Table) -> dict[str, pa.Table]:
-    """Captions (image_id, caption_sha, text) by variant, in the order of the image ids."""
+    """Captions (image_id, caption_sha, text) by variant, in the order of the image ids.
+
+    Raises UserError for a variant that cannot be the name of a folder.
+    """
     connection = duckdb.connect()
     connection.register("curated", curated)
     connection.execute("CREATE VIEW captions AS SELECT image_id, unnest(captions, recursive := true) FROM curated")
-    names = connection.sql("SELECT DISTINCT variant FROM captions ORDER BY variant").fetchall()
+    connection.execute("SELECT DISTINCT variant FROM captions ORDER BY variant")
+    names = [name for (name,) in connection.fetchall()]
+    for name in names:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"caption variant {name!r}: name it with letters, digits, - and _ only")
     query = "SELECT image_id, sha256(text) AS caption_sha, text FROM captions WHERE variant = ? ORDER BY image_id"
-    return {name: connection.sql(query, params=[name]).to_arrow_table() for (name,) in names}
+    return {name: connection.sql(query, params=[name]).to_arrow_table() for name in names}
 
 
 def summary(work: Path, rejects: pa.Table) -> Summary:
     """Count what the manifest lists."""
-    about = read_about(work)
-    manifest = sql(CacheLayout(work).manifest)
-    query = f"SELECT sum(length) FROM read_parquet('{manifest}/*.parquet', union_by_name = true)"
-    with duckdb.connect() as connection:
-        ((total,),) = connection.execute(query).fetchall()
+    manifest = CacheLayout(work).manifest
+    pictures = pq.read_table(manifest / "latents.parquet", columns=["length"])
+    texts = pq.read_table(manifest / "text.parquet", columns=["variant", "length"])
     return Summary(
-        identity=about["identity"],
-        images=about["images"],
-        captions=about["captions"],
+        identity=read_about(work)["identity"],
+        images=len(pictures),
+        captions=Counter(texts["variant"].to_pylist()),
         rejects=Counter(rejects["reason"].to_pylist()),
-        bytes=int(total or 0),
+        bytes=sum(pc.sum(table["length"]).as_py() or 0 for table in (pictures, texts)),
     )
 
 
 def report(result: Summary) -> None:
     """Print a summary."""
     console.print(
-        f"cached {result.images:,} pictures and {result.captions:,} captions, {result.bytes / 2**20:,.1f} MiB; "
+        f"cached {result.images:,} pictures and {result.captions.total():,} captions, {result.bytes / 2**20:,.1f} MiB; "
         f"identity {result.identity[:12]}",
         soft_wrap=True,
     )
+    for variant, count in sorted(result.captions.items()):
+        console.print(f"  {count:,} captions {variant}", soft_wrap=True)
     for reason, count in result.rejects.most_common():
         console.print(f"  {count:,} could not be encoded: {reason} (see cache/rejects.parquet)", soft_wrap=True)

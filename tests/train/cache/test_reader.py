@@ -1,0 +1,100 @@
+"""The reader: one `pread` per tensor, from threads, from other processes, from more files than may be open."""
+
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from shared.errors import UserError
+from shared.tensors import CorruptTensor
+from tests.train.cache.test_cache import flip, latent_parts, run
+from tests.train.conftest import SETTINGS, SIZES
+from train.cache import reader
+from train.cache.encoders import TextEncoder
+from train.cache.manifest import CacheLayout, read_about
+from train.cache.reader import CacheReader
+from train.cache.run import expected
+
+
+def test_arrays_for_the_plan(cached: Path):
+    found = CacheReader(cached)
+    ids = [found.image_id(index) for index in range(found.images)]
+    assert ids == sorted(pq.read_table(cached / "curated")["image_id"].to_pylist())
+    tokens = [found.latent(index).shape[1] // 2 * (found.latent(index).shape[2] // 2) for index in range(found.images)]
+    assert found.image_tokens.dtype == np.int64
+    assert found.image_tokens.tolist() == tokens
+
+
+def test_a_pickled_reader_reads_the_same(cached: Path):
+    first = CacheReader(cached)
+    first.latent(0)
+    second = pickle.loads(pickle.dumps(first))
+    assert second.identity == first.identity
+    assert torch.equal(second.latent(3), first.latent(3))
+
+
+def open_files(folder: Path) -> int:
+    """How many descriptors this process holds of files below a folder."""
+    links = list(Path("/proc/self/fd").iterdir())
+    return sum(os.path.realpath(link).startswith(str(folder)) for link in links)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_threads_read_more_files_than_may_be_open(cached: Path, monkeypatch: pytest.MonkeyPatch):
+    many = CacheReader(cached)
+    expected = [many.latent(index) for index in range(len(SIZES))]
+    assert open_files(cached) == len(latent_parts(cached)) == 3
+    monkeypatch.setattr(reader, "OPEN_FILES", 1)
+    few = CacheReader(cached)
+    with ThreadPoolExecutor(8) as pool:
+        for index, found in enumerate(pool.map(few.latent, list(range(len(SIZES))) * 40)):
+            assert torch.equal(found, expected[index % len(SIZES)])
+    assert open_files(cached) == 3 + 1
+    del few, many
+    assert open_files(cached) == 0
+
+
+def test_a_cache_made_otherwise_is_refused_by_its_fields(cached: Path, tiny_model: Path):
+    CacheReader(cached, expected(tiny_model, SETTINGS))
+    other = SETTINGS.model_copy(update={"prompt_prefix": "Draw: ", "area": 96})
+    with pytest.raises(UserError, match="run `cache-latents` again") as raised:
+        CacheReader(cached, expected(tiny_model, other))
+    _, *lines = str(raised.value).splitlines()
+    assert lines[0] == "  latents.area: expected 96, found 64"
+    assert lines[1].startswith('  text.prompt_prefix: expected "Draw: ", found "You are')
+    assert len(lines) == 2
+
+
+def test_captions_without_rows_of_their_own(curated: Path, tiny_model: Path):
+    shared = TextEncoder(tiny_model, SETTINGS.prompt_prefix, 256, torch.device("cpu")).shared
+    run(curated, tiny_model, max_tokens=len(shared))
+    found = CacheReader(curated)
+    index = next(index for index in range(found.images) if found.variants(index))
+    assert found.text(index, "tags").shape == (len(shared), found.text_dim)
+
+
+def test_a_cache_without_captions(curated: Path, tiny_model: Path):
+    part = next((curated / "curated").iterdir())
+    rows = pq.read_table(part)
+    none = pa.array([[]] * len(rows), rows.schema.field("captions").type)
+    pq.write_table(rows.set_column(2, "captions", none), part)
+    run(curated, tiny_model)
+    found = CacheReader(curated)
+    assert [found.variants(index) for index in range(found.images)] == [[]] * len(SIZES)
+    assert found.text(0, None).shape == (1, found.text_dim)
+
+
+def test_flipped_prefix_is_found_and_named(cached: Path):
+    place = read_about(cached)["shared"]["prefix"]
+    path = CacheLayout(cached).root / place["file"]
+    flip(path, place["offset"] + 7)
+    found = CacheReader(cached)
+    index = next(index for index in range(found.images) if found.variants(index))
+    with pytest.raises(CorruptTensor, match=r"shared\.parquet prefix.*CRC"):
+        found.text(index, "tags")
