@@ -1,6 +1,5 @@
 """The command `curate`."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Make a dataset of a folder of pictures.",
+    help="Make a dataset of a corpus of pictures.",
 )
 
 WorkFolder = Annotated[Path, typer.Option("--work", help="Where everything is written and found again.")]
@@ -23,7 +22,13 @@ WorkFolder = Annotated[Path, typer.Option("--work", help="Where everything is wr
 
 @app.command()
 def run(
-    source: Annotated[Path, typer.Argument(help="A folder of pictures with metadata beside them.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of pictures and tars with metadata beside them, here or in an object store (s3://...); "
+            "a list of URLs (.csv, .jsonl, .parquet); or datasets:NAME, a dataset of the hub or in a folder."
+        ),
+    ],
     pipeline: Annotated[str, typer.Option(help="Name of a pipeline in the file of pipelines.")] = "illustration",
     work: WorkFolder = Path("work"),
     overrides: Annotated[
@@ -34,8 +39,11 @@ def run(
         Path | None,
         typer.Option(help="The file of pipelines. Default: ./pipelines.yaml, else the one shipped with the project."),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where pictures are read: local (this machine) or ray (a cluster).")
+    ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that read pictures. Default: one per CPU core.")
+        int | None, typer.Option(min=1, help="How many read pictures at once. Default: one per CPU core.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved pipeline and stop.")] = False,
 ) -> None:
@@ -47,10 +55,11 @@ def run(
     from curate.run import run as start
     from curate.status import show
     from curate.work import Work
-    from shared.engine import LocalEngine
+    from shared.engine import open_engine
 
     directory = Work(work)
-    start(source, resolved, directory, LocalEngine(workers or os.cpu_count() or 1))
+    with open_engine(engine, workers) as opened:
+        start(source, resolved, directory, opened)
     show(directory)
 
 

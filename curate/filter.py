@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from shared.errors import UserError
 from shared.settings import Settings
 from shared.stages import DECISIONS, Job, Stage
 from shared.tables import write_query
@@ -69,6 +70,8 @@ class FilterSettings(Settings):
     """Most flatness: 1 is a picture in which nothing is drawn."""
     keep_animated: bool = False
     """Keep the first frame of animated files."""
+    max_variants: PositiveInt | None = None
+    """Most pictures of a group of variants (one drawing with other clothes, closed eyes...); the best ones stay."""
     ratings: tuple[Literal["general", "sensitive", "questionable", "explicit", "unknown"], ...] = (
         "general",
         "sensitive",
@@ -107,8 +110,11 @@ def rules(settings: FilterSettings) -> list[Rule]:
     return asked
 
 
-def query(asked: list[Rule]) -> str:
-    """SQL for the decisions about every picture of `merge` that is still kept."""
+def query(asked: list[Rule], max_variants: int | None) -> str:
+    """SQL for the decisions about every picture of `merge` that is still kept.
+
+    The cap on variants comes last: what another rule drops does not count.
+    """
     reason = " ".join(f"WHEN {rule.fails} THEN '{rule.reason}'" for rule in asked)
     detail = " ".join(f"WHEN '{rule.reason}' THEN json_object({rule.detail})" for rule in asked)
     return f"""
@@ -120,16 +126,36 @@ def query(asked: list[Rule]) -> str:
                 coalesce(rating, 'unknown') AS rated
             FROM merge SEMI JOIN survivors USING (image_id)
         ),
-        judged AS (SELECT *, CASE {reason} END AS reason FROM pictures)
-        SELECT image_id, reason IS NULL AS keep, reason, CASE reason {detail} END AS detail, NULL AS keeper
-        FROM judged ORDER BY image_id
+        judged AS (SELECT *, CASE {reason} END AS failed FROM pictures),
+        placed AS ({_PLACED if max_variants else "SELECT *, 1 AS place FROM judged"}),
+        verdicts AS (
+            SELECT *, CASE WHEN failed IS NULL AND place > {max_variants or 1} THEN 'variant' ELSE failed END AS reason
+            FROM placed
+        )
+        SELECT
+            image_id,
+            reason IS NULL AS keep,
+            reason,
+            CASE reason {detail} WHEN 'variant' THEN json_object('place', place) END AS detail,
+            NULL AS keeper
+        FROM verdicts ORDER BY image_id
     """
+
+
+_PLACED = """
+    SELECT judged.*, CASE WHEN variant_group IS NULL THEN 1 ELSE
+        row_number() OVER (PARTITION BY variant_group, failed IS NULL ORDER BY variant_rank) END AS place
+    FROM judged LEFT JOIN near USING (image_id)
+"""
 
 
 def run(job: Job[FilterSettings]) -> None:
     """Decide about every picture that is still kept."""
+    settings = job.settings
+    if settings.max_variants is not None and "near" not in job.tables:
+        raise UserError("filter.max_variants: the pipeline has no stage `near`, which finds variants")
     with job.connect() as connection:
-        write_query(connection, query(rules(job.settings)), job.folder, DECISIONS)
+        write_query(connection, query(rules(settings), settings.max_variants), job.folder, DECISIONS)
 
 
-STAGE = Stage(settings=FilterSettings, version=1, run=run, decides=True)
+STAGE = Stage(settings=FilterSettings, version=2, run=run, decides=True)

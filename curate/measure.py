@@ -1,24 +1,33 @@
-"""What is measured on a decoded picture. All functions are pure and take the picture as `shared.images` gives it."""
+"""What is measured on a decoded picture.
+
+Nearly everything is measured on the working picture, a reduction to a few hundred pixels: `read` gives both. A JPEG is not
+even decoded at full size for it, so its pixel hash is left open unless nothing else could find its copies.
+"""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SIDE = 512
-"""Sharpness and border look at the picture scaled down to this longer side, so that they compare across sizes."""
+from shared.images import Picture, decode
+
+SIDE = 256
+"""The longer side of a working picture has at least this many pixels, and less than twice as many."""
 
 TILES = 16
 """Flatness looks at a grid of this many tiles a side..."""
 
 TILE = 16
-"""...each of this many pixels a side."""
+"""...each of this many samples a side."""
 
 TOLERANCE = 8
 """Differences up to this (of 255) are noise or a gradient, not drawing."""
+
+BLANK = 0.9
+"""From this flatness on there is so little to see that the perceptual hash is noise."""
 
 
 @dataclass(frozen=True)
@@ -27,34 +36,50 @@ class Measures:
 
     width: int
     height: int
-    pixel_hash: str
+    """Of the whole picture, upright."""
+    pixel_hash: str | None
+    """None where the picture was decoded at a reduced scale."""
     phash: int
     sharpness: float
     flatness: float
     border: float
 
 
-def measure(image: Image.Image) -> Measures:
-    """All measures of an RGB picture."""
-    small = shrink(image)
+def read(data: bytes, max_pixels: int) -> tuple[Picture, Image.Image, Measures]:
+    """Decode a picture as far as needed and measure it: the picture, its working picture, its measures.
+
+    Copies of a JPEG are searched by its perceptual hash, so its pixels need not be known; of a nearly blank one they are.
+    Raises Unreadable.
+    """
+    picture = decode(data, max_pixels, SIDE)
+    working = shrink(picture)
+    measures = measure(picture, working)
+    if measures.pixel_hash is None and measures.flatness >= BLANK:
+        measures = replace(measures, pixel_hash=pixel_hash(decode(data, max_pixels).image))
+    return picture, working, measures
+
+
+def shrink(picture: Picture) -> Image.Image:
+    """The working picture: reduced by the largest power of two that leaves the longer side at least SIDE pixels.
+
+    Each of its pixels is the mean of a square: a JPEG comes out alike whether its decoder did that or we do.
+    """
+    factor = 1 << max(1, max(picture.size) // SIDE).bit_length() - 1
+    return picture.image.reduce(factor // picture.scale)
+
+
+def measure(picture: Picture, working: Image.Image) -> Measures:
+    """All measures of a picture."""
+    grey = working.convert("L")
     return Measures(
-        width=image.width,
-        height=image.height,
-        pixel_hash=pixel_hash(image),
-        phash=phash(image),
-        sharpness=sharpness(small),
-        flatness=flatness(image),
-        border=border(small),
+        width=picture.size[0],
+        height=picture.size[1],
+        pixel_hash=pixel_hash(picture.image) if picture.scale == 1 else None,
+        phash=phash(grey),
+        sharpness=sharpness(grey),
+        flatness=flatness(working),
+        border=border(working),
     )
-
-
-def shrink(image: Image.Image) -> Image.Image:
-    """Scale down to a longer side of at most SIDE pixels; never up."""
-    scale = SIDE / max(image.size)
-    if scale >= 1:
-        return image
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -65,35 +90,61 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def phash(image: Image.Image) -> int:
-    """`imagehash.phash`, its 64 bits as an unsigned number (the hash's hex string read as one)."""
-    return int(str(imagehash.phash(image)), 16)
+    """`imagehash.phash`, its 64 bits as an unsigned number (the hash's hex string read as one).
+
+    Of a working picture that was reduced, it is 0 to 2 bits from that of the whole picture.
+    """
+    return int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes())
 
 
 def sharpness(image: Image.Image) -> float:
     """Variance of the Laplacian of the grey picture (0..255); 0 for fewer than 3 pixels a side.
 
+    The picture is scaled down to a longer side of SIDE pixels, so that the numbers compare across sizes.
+
     Laplacian(x, y) = g(x+1, y) + g(x-1, y) + g(x, y+1) + g(x, y-1) - 4 g(x, y), without the outermost pixels.
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000 (LAP4 in Pertuz et al. 2013).
     """
-    grey: NDArray[np.int32] = np.asarray(image.convert("L"), dtype=np.int32)
+    grey: NDArray[np.int16] = np.asarray(_fit(image.convert("L"))).astype(np.int16)
     if min(grey.shape) < 3:
         return 0.0
-    laplacian = grey[1:-1, 2:] + grey[1:-1, :-2] + grey[2:, 1:-1] + grey[:-2, 1:-1] - 4 * grey[1:-1, 1:-1]
-    return float(laplacian.var())
+    laplacian = grey[1:-1, 2:] + grey[1:-1, :-2]
+    laplacian += grey[2:, 1:-1]
+    laplacian += grey[:-2, 1:-1]
+    laplacian -= 4 * grey[1:-1, 1:-1]
+    return float(laplacian.astype(np.float32).var(dtype=np.float64))
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    """Scaled down to a longer side of at most SIDE pixels; never up."""
+    scale = SIDE / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
 
 
 def flatness(image: Image.Image) -> float:
     """Share of the picture in which nothing is drawn, 0 to 1.
 
-    The picture is scaled to a grid of TILES x TILES tiles; a tile is empty when the standard deviation of each of its
+    The picture is sampled on a grid of TILES x TILES tiles; a tile is empty when the standard deviation of each of its
     channels is at most TOLERANCE. One colour, light noise and a gradient over the whole picture give 1: a tile then
     spans 1/16 of the gradient, 16 levels at most, with a deviation of 16 / sqrt(12) = 4.6. A figure on plain white
     fills every tile that an outline passes.
     """
-    side = TILES * TILE
-    pixels = np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32)
-    tiles = pixels.reshape(TILES, TILE, TILES, TILE, 3)  # row, y, column, x, channel
-    return float((tiles.std(axis=(1, 3)) <= TOLERANCE).all(axis=-1).mean())
+    side, count = TILES * TILE, TILE * TILE
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.NEAREST)).astype(np.float32)
+    sums, squares = _tile_sums(pixels), _tile_sums(np.square(pixels, out=pixels))
+    # Whole numbers below 2^24, which float32 holds exactly, but for the products.
+    empty = squares / count - np.square(sums / count) <= TOLERANCE**2
+    return float(empty.all(axis=-1).mean())
+
+
+def _tile_sums(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(TILES * TILE, TILES * TILE, 3) to (TILES, TILES, 3), adding up what lies in a tile."""
+    columns = pixels.reshape(TILES, TILE, -1).sum(axis=1)  # Rows first: this adds long stretches of memory.
+    sums: NDArray[np.float32] = columns.reshape(TILES, TILES, TILE, 3).sum(axis=2)
+    return sums
 
 
 def border(image: Image.Image) -> float:
@@ -101,7 +152,7 @@ def border(image: Image.Image) -> float:
 
     A row or column belongs to a bar when all its pixels are within TOLERANCE of the mean colour of the outermost one.
     """
-    pixels: NDArray[np.float32] = np.asarray(image, dtype=np.float32)
+    pixels: NDArray[np.uint8] = np.asarray(image)
     top, bottom = _bar(pixels), _bar(pixels[::-1])
     rows = pixels[top : len(pixels) - bottom].swapaxes(0, 1)
     if not rows.size:
@@ -111,8 +162,15 @@ def border(image: Image.Image) -> float:
     return 1.0 - inner / (image.width * image.height)
 
 
-def _bar(lines: NDArray[np.float32]) -> int:
+def _bar(lines: NDArray[np.uint8]) -> int:
     """How many lines from the first one on are of one colour."""
     colour = lines[0].mean(axis=0)
-    plain = (np.abs(lines - colour) <= TOLERANCE).all(axis=(1, 2))
-    return len(plain) if plain.all() else int(plain.argmin())
+    low, high = np.ceil(colour - TOLERANCE).clip(0).astype(np.uint8), np.floor(colour + TOLERANCE).clip(max=255).astype(np.uint8)
+    found, step = 0, 1
+    while found < len(lines):  # Few pictures have bars, so most are done after one line.
+        block = lines[found : found + step]
+        plain = ((block >= low) & (block <= high)).all(axis=(1, 2))
+        if not plain.all():
+            return found + int(plain.argmin())
+        found, step = found + len(block), 2 * step
+    return len(lines)

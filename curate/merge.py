@@ -12,7 +12,7 @@ Its copies are the files with the same bytes (`locations`) and the files of ever
 
 import pyarrow as pa
 
-from curate.dedupe.keeper import RANKED
+from curate.dedupe.keeper import ranked
 from curate.ingest import MEASURES
 from curate.sources.metadata import METADATA, RATINGS
 from shared.settings import Settings
@@ -31,7 +31,7 @@ MERGED = pa.schema(
     ]
 )
 
-FIRST_GIVEN = ("caption", "score", "favorites", "post_id", "metadata_error")
+FIRST_GIVEN = ("caption", "score", "favorites", "post_id", "parent_id", "metadata_error")
 
 
 class MergeSettings(Settings):
@@ -39,9 +39,10 @@ class MergeSettings(Settings):
 
 
 def run(job: Job[MergeSettings]) -> None:
-    """Unite the rows of `ingest` under the pictures that are kept."""
+    """Unite the rows of `ingest` and `metadata` under the pictures that are kept."""
     with job.connect() as connection:
         connection.execute(f"CREATE TEMP TABLE owners AS {owners(job.deciders)}")
+        connection.execute(f"CREATE TEMP TABLE places AS {_PLACES}")
         write_query(connection, _QUERY, job.folder, MERGED)
 
 
@@ -56,50 +57,56 @@ def owners(deciders: tuple[str, ...]) -> str:
     return query
 
 
-_MEASURES = ", ".join(f"any_value({name}) FILTER (image_id = owner) AS {name}" for name in MEASURES.names)
+_MEASURES = ", ".join(MEASURES.names)
 _FIRST = ", ".join(f"first({name} ORDER BY place) FILTER ({name} IS NOT NULL) AS {name}" for name in FIRST_GIVEN)
 
+# The files are ordered once, in a narrow table; what is wide (tags, texts) is joined to that.
+_PLACES = f"""
+    SELECT location, image_id, owner,
+        row_number() OVER (PARTITION BY owner ORDER BY image_id <> owner, rank, location) AS place
+    FROM (SELECT location, image_id FROM ingest WHERE error IS NULL)
+    JOIN owners USING (image_id)
+    JOIN (SELECT image_id, rank FROM ({ranked()})) USING (image_id)
+    SEMI JOIN survivors ON survivors.image_id = owner
+"""
+
 _QUERY = f"""
-    WITH files AS (
-        SELECT
-            ingest.*, owner,
-            row_number() OVER (PARTITION BY owner ORDER BY image_id <> owner, rank, location) AS place
-        FROM ingest
-        JOIN owners USING (image_id)
-        JOIN (SELECT image_id, rank FROM ({RANKED})) USING (image_id)
-        SEMI JOIN survivors ON survivors.image_id = owner
-    ),
-    given AS (
-        SELECT owner, unnest(tags) AS tag, (place, generate_subscripts(tags, 1)) AS place FROM files
+    WITH given AS (
+        SELECT owner, unnest(tags) AS tag, (place, generate_subscripts(tags, 1)) AS place
+        FROM places JOIN metadata USING (location)
     ),
     united AS (
-        SELECT owner, tag.name AS name, min(place) AS place,
-            arg_min(tag, (tag.category = 'general', place)) AS tag
+        SELECT owner, min(place) AS place, arg_min(tag, (tag.category = 'general', place)) AS tag
         FROM given GROUP BY owner, tag.name
     ),
     united_tags AS (
         SELECT owner, list(tag ORDER BY place) AS tags FROM united GROUP BY owner
     ),
-    pictures AS (
+    files AS (
         SELECT
             owner,
             list(location ORDER BY location) FILTER (image_id = owner) AS locations,
-            coalesce(list(location ORDER BY location) FILTER (image_id <> owner), []) AS duplicates,
-            {_MEASURES},
+            coalesce(list(location ORDER BY location) FILTER (image_id <> owner), []) AS duplicates
+        FROM places GROUP BY owner
+    ),
+    words AS (
+        SELECT
+            owner,
             {_FIRST},
             {list(RATINGS)}[max(list_position({list(RATINGS)}, rating))] AS rating,
             min(created_at) AS created_at,
             coalesce(list(DISTINCT source_url ORDER BY source_url) FILTER (source_url IS NOT NULL), []) AS source_urls
-        FROM files GROUP BY owner
-    )
-    SELECT owner AS image_id, coalesce(tags, []) AS tags, pictures.* EXCLUDE (owner)
-    FROM pictures LEFT JOIN united_tags USING (owner)
+        FROM places JOIN (SELECT * EXCLUDE (tags, image_id) FROM metadata) USING (location) GROUP BY owner
+    ),
+    measures AS (SELECT DISTINCT ON (image_id) image_id AS owner, {_MEASURES} FROM ingest WHERE error IS NULL)
+    SELECT owner AS image_id, coalesce(tags, []) AS tags, files.*, measures.*, words.*
+    FROM files JOIN measures USING (owner) JOIN words USING (owner) LEFT JOIN united_tags USING (owner)
     ORDER BY image_id
 """
 
 STAGE = Stage(
     settings=MergeSettings,
-    version=1,
+    version=2,
     run=run,
     adds=tuple(name for name in MERGED.names if name != "image_id"),
 )

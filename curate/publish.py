@@ -1,6 +1,6 @@
 """The end of every run: `curated/`, the dataset, and `rejects.parquet`, everything else with a reason.
 
-Every file of the source is in the `locations` of exactly one row of the two. Both depend on the corpus and the
+Every file of the source is in the `locations` of exactly one row of the two, except metadata. Both depend on the corpus and the
 settings alone: no times, no absolute paths.
 """
 
@@ -32,7 +32,7 @@ REJECTS = pa.schema(
 def publish(stages: Sequence[StageSpec], tables: dict[str, Path], curated: Path, rejects: Path) -> None:
     """Write both, from the finished tables of all stages."""
     deciders = [spec.name for spec in stages if spec.stage.decides]
-    with connect(tables, deciders) as connection:
+    with connect(tables, deciders, curated.parent) as connection:
         with atomic_folder(curated) as folder:
             query, schema = _curated(stages, tables)
             write_query(connection, query, folder, schema)
@@ -70,7 +70,11 @@ def _write_rejects(connection: duckdb.DuckDBPyConnection, deciders: Sequence[str
             image_id, list(location ORDER BY location), 'ingest', error,
             CASE WHEN detail IS NOT NULL THEN json_object('error', detail) END, NULL
         FROM ingest ANTI JOIN {deciders[0]} USING (image_id)
+        WHERE location NOT IN (SELECT origin FROM posts)
         GROUP BY image_id, error, detail, CASE WHEN image_id IS NULL THEN location END
+        UNION ALL
+        SELECT NULL, [location], 'metadata', error, json_object('error', detail), NULL
+        FROM metadata WHERE error IS NOT NULL
         ORDER BY image_id NULLS FIRST, locations
     """
     with pq.ParquetWriter(file, REJECTS) as writer:

@@ -1,12 +1,16 @@
 """`curate status`: what each stage kept and dropped, and why."""
 
+import time
+from collections.abc import Iterator
+
 import duckdb
 from rich.table import Table
 
-from curate.work import Work
+from curate.work import Record, Work
 from shared.pipelines import StageSpec, load
-from shared.progress import console
+from shared.progress import clock, console
 from shared.stages import connect, sql
+from shared.worklist import all_shards
 
 
 def show(work: Work) -> None:
@@ -18,7 +22,7 @@ def show(work: Work) -> None:
     table = Table("stage", "looked at", "kept", "dropped", "reasons")
     for column in table.columns[1:4]:
         column.justify = "right"
-    with connect(folders, []) as connection:
+    with connect(folders, [], work.folder) as connection:
         for spec in stages:
             table.add_row(*(_row(connection, spec) if spec.name in folders else (spec.name, "", "", "", "not run yet")))
         (odd,) = connection.execute("SELECT count(metadata_error) FROM ingest").fetchall()[0] if folders else (0,)
@@ -27,7 +31,27 @@ def show(work: Work) -> None:
         console.print(
             f"{odd:,} files have metadata that could not be used; the column metadata_error says why", soft_wrap=True
         )
-    console.print(_totals(work) if record.published else "unfinished: run `curate run` again to go on", soft_wrap=True)
+    for line in _state(work, record):
+        console.print(line, soft_wrap=True)
+
+
+def _state(work: Work, record: Record) -> Iterator[str]:
+    """What is going on, with rate and time left; else the totals of what is finished."""
+    running = work.running()
+    if running is None or not work.busy():
+        yield _totals(work) if record.published else "unfinished: run `curate run` again to go on"
+        return
+    stage, folder, since = running
+    now = time.time()
+    yield f"{stage} has been at work for {clock(now - since)}"
+    shards = all_shards(folder)
+    if not shards:
+        return
+    times = [(shard.weight, shard.part.stat().st_mtime) for shard in shards if shard.part.exists()]
+    total, done = sum(shard.weight for shard in shards), sum(weight for weight, _ in times)
+    rate = sum(weight for weight, time in times if time > since) / max(now - since, 1e-9)
+    left = clock((total - done) / rate) if rate else "-:--:--"
+    yield f"{len(times):,} of {len(shards):,} shards are finished, {done / total:.1%} of the work; {left} left"
 
 
 def _row(connection: duckdb.DuckDBPyConnection, spec: StageSpec) -> tuple[str, ...]:

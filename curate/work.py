@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ import yaml
 from shared.errors import UserError
 from shared.files import write_text
 from shared.pipelines import Pipeline
+
+
+def normal(source: str) -> str:
+    """The address of a source in one form: a folder or file on this machine as an absolute path."""
+    return source if ":" in source else str(Path(source).resolve())
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class Work:
             raise UserError(
                 f"{folder}: a work directory must not have * ? [ in its path, DuckDB takes them for patterns"
             )
+        folder = folder.absolute()  # For workers on other machines, which start elsewhere.
         self.folder = folder
         self.tables = folder / "tables"
         self.curated = folder / "curated"
         self.rejects = folder / "rejects.parquet"
         self.pipeline = folder / "pipeline.yaml"
         self._record = folder / "tables.json"
+        self._running = folder / ".running"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -49,11 +56,40 @@ class Work:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.folder}: another `curate run` is at work here") from None
-            yield
+            try:
+                yield
+            finally:
+                self._running.unlink(missing_ok=True)
 
-    def claim(self, source: Path, pipeline: Pipeline) -> None:
-        """Write down what runs here. Raises UserError where the directory belongs to another source."""
-        address = str(source.resolve())
+    def busy(self) -> bool:
+        """Whether a run is at work here now."""
+        try:
+            with (self.folder / ".lock").open() as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def note_running(self, stage: str, folder: Path) -> None:
+        """Write down, for `curate status`, which stage begins and the folder that it writes."""
+        self._running.write_text(f"{stage}\n{folder.relative_to(self.folder)}", encoding="utf-8")
+
+    def running(self) -> tuple[str, Path, float] | None:
+        """The stage that is at work (or was, when the run was killed), its folder, and when it began."""
+        try:
+            stage, folder = self._running.read_text(encoding="utf-8").split("\n")
+            return stage, self.folder / folder, self._running.stat().st_mtime
+        except (OSError, ValueError):
+            return None
+
+    def claim(self, source: str, pictures: Path | None, pipeline: Pipeline) -> None:
+        """Write down what runs here, and the folder into which the source is fetched, if it has to be.
+
+        Raises UserError where the directory belongs to another source.
+        """
+        address = normal(source)
         if self.folder.resolve().is_relative_to(address):
             raise UserError(f"{self.folder}: lies inside the source {address}; give a --work directory outside of it")
         if self.pipeline.exists():
@@ -62,7 +98,8 @@ class Work:
                 raise UserError(
                     f"{self.folder}: was made from {earlier}, not from {address}; give another --work directory"
                 )
-        document = {"source": address} | pipeline.document()
+        fetched = {"pictures": str(pictures.relative_to(self.folder))} if pictures else {}
+        document = {"source": address} | fetched | pipeline.document()
         if not self.pipeline.exists() or self.saved() != document:
             write_text(self.pipeline, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
@@ -82,4 +119,4 @@ class Work:
 
     def write_record(self, record: Record) -> None:
         """Replace the record."""
-        write_text(self._record, json.dumps({"tables": dict(record.tables), "published": record.published}, indent=2))
+        write_text(self._record, json.dumps(asdict(record), indent=2))

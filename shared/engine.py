@@ -1,4 +1,4 @@
-"""Engines run a function over many shards. The local one uses the processes of this machine."""
+"""Engines run a function over many shards: on the processes of this machine, or on the nodes of a Ray cluster."""
 
 import multiprocessing
 import os
@@ -6,10 +6,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
+
+from shared.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+ENGINES = ("local", "ray")
 
 
 class Engine(Protocol):
@@ -29,7 +34,7 @@ class LocalEngine:
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         """Yield `function(task)` for every task.
 
-        Raises RuntimeError when a worker is killed (out of memory, a crash in a decoder): finished shards
+        Raises UserError when a worker is killed (out of memory, a crash in a decoder): finished shards
         are on disk by then, and the next run goes on behind them.
         """
         workers = min(self._workers, len(tasks))
@@ -40,6 +45,28 @@ class LocalEngine:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
             yield from _bounded(pool, function, tasks, ahead=2 * workers)
+
+
+@contextmanager
+def open_engine(name: str, workers: int | None = None) -> Iterator[Engine]:
+    """The engine of a name in ENGINES; it is given up with the context.
+
+    `workers` is how many tasks run at once, by default one per CPU core of the machine or of the cluster. Raises
+    UserError for another name, and for `ray` where there is no cluster or Ray is not installed.
+    """
+    if name == "local":
+        yield LocalEngine(workers or os.cpu_count() or 1)
+    elif name == "ray":
+        try:
+            from shared.ray_engine import RayEngine
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise UserError("engine 'ray' needs Ray: pip install 'illustrious-lu[cluster]'") from None
+        with RayEngine(workers) as engine:
+            yield engine
+    else:
+        raise UserError(f"no engine {name!r}; there are {' and '.join(ENGINES)}")
 
 
 def _follow_parent() -> None:
@@ -71,7 +98,7 @@ def _bounded(pool: ProcessPoolExecutor, function: Callable[[T], R], tasks: Seque
                 task = running.pop(future)
                 yield future.result()
     except BrokenProcessPool as error:  # From a result, or from the next submit.
-        raise RuntimeError(
+        raise UserError(
             f"a worker process died near {task}: out of memory, or a crash inside a decoder; "
             "finished shards are kept, start the command again to go on"
         ) from error

@@ -1,11 +1,18 @@
 """Files that are either whole or absent: everything this project writes goes through here."""
 
+import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from shared.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or the share of it that this user may fill."""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -25,16 +32,25 @@ def _fsync(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success it becomes `path`, on error it vanishes.
 
-    The name carries the process id, so that two writers never share a temporary file, and starts with
-    a dot, so that no reader's glob picks up a half-written one.
+    A caller that removes the temporary file leaves `path` as it is. Raises UserError when the disk is full.
+
+    The name is one of its own, so that two writers never share a temporary file, be it on two machines, and
+    starts with a dot, so that no reader's glob picks up a half-written one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
-        _fsync(temporary)
-        temporary.replace(path)
-        fsync_folder(path.parent)
+        if temporary.exists():
+            _fsync(temporary)
+            temporary.replace(path)
+            fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno in FULL:
+            raise UserError(
+                f"{path}: {os.strerror(error.errno)}; what is finished is kept: make room and start the command again"
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,9 +59,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder; on success it takes the place of `path`, on error it vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
+    old = temporary.with_suffix(".old")
     temporary.mkdir()
     try:
         yield temporary
@@ -60,6 +75,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -30,8 +30,12 @@ from shared.stages import Stage
 SHIPPED = Path(__file__).resolve().parent.parent / "pipelines.yaml"
 """The pipelines that come with the project; a `pipelines.yaml` in the current folder goes before them."""
 
-SECTIONS = {"cache": "train.cache.settings", "train": "train.settings"}
+SECTIONS = {"fetch": "curate.fetch.settings", "cache": "train.cache.settings", "train": "train.settings"}
 """Sections of a pipeline beside its stages, and the module whose `SETTINGS` validates each."""
+
+
+PLACES = ("source", "pictures")
+"""What `curate run` writes down beside the pipeline: what it was run on, and where the pictures lie if not there."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def load(file: Path, name: str | None = None, overrides: Iterable[str] = ()) -> 
     Raises UserError naming the file, the key, the value and what would be accepted.
     """
     document = _read(file)
-    document.pop("source", None)  # `curate run` writes down beside the pipeline what it was run on.
+    for key in PLACES:
+        document.pop(key, None)
     if name is None and len(document) == 1:
         name = next(iter(document))
     if name is None:
@@ -99,6 +104,17 @@ def load(file: Path, name: str | None = None, overrides: Iterable[str] = ()) -> 
             for key, module in SECTIONS.items()
         },
     )
+
+
+def pictures_of(work: Path) -> str:
+    """Where the pictures of a work directory lie, as its `pipeline.yaml` says. Raises UserError where it does not."""
+    file = work / "pipeline.yaml"
+    document = _read(file)
+    if isinstance(fetched := document.get("pictures"), str):
+        return str(work.resolve() / fetched)
+    if not isinstance(source := document.get("source"), str):
+        raise UserError(f"{file}: does not say where the pictures lie (source)")
+    return source
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -21,30 +21,39 @@ class _RateColumn(ProgressColumn):
 
 
 class Meter:
-    """Shows how many of `total` items are finished; `done` of them were finished earlier."""
+    """Shows how many of `total` items are finished; `done` of them were finished earlier.
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        self._label, self._total, self._unit = label, total, unit
-        self._done = self._first = done
+    Numbers are shown in `unit`s of `scale` items.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, scale: int = 1) -> None:
+        self._label, self._total, self._unit, self._scale = label, total / scale, unit, scale
+        self._done = self._first = done / scale
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed:,}/{task.total:,}"),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 _RateColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
-            self._task = self._bar.add_task(label, total=total, completed=done, unit=unit, note="")
+            self._task = self._bar.add_task(
+                label,
+                total=self._total,
+                completed=self._done,  # type: ignore[arg-type]  # Any number will do.
+                unit=unit,
+                note="",
+            )
 
     def advance(self, items: int = 1, note: str = "") -> None:
         """Count `items` more; `note` is a short text shown behind the rate."""
-        self._done += items
+        self._done += items / self._scale
         if self._bar is not None:
-            self._bar.update(self._task, advance=items, note=note)
+            self._bar.update(self._task, advance=items / self._scale, note=note)
         elif time.monotonic() - self._last_line >= LOG_EVERY:
             self._last_line = time.monotonic()
             self._print(note)
@@ -54,7 +63,7 @@ class Meter:
         rate = (self._done - self._first) / seconds
         left = (self._total - self._done) / rate if rate else float("inf")
         console.print(
-            f"{self._label}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, "
+            f"{self._label}: {self._done:,.0f}/{self._total:,.0f} {self._unit}, {rate:,.1f}/s, "
             f"{clock(left)} left {note}".rstrip(),
             soft_wrap=True,
             markup=False,

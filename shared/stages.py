@@ -18,6 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.database import open_database
 from shared.engine import Engine
 from shared.settings import Settings
 
@@ -75,7 +76,7 @@ class Job(Generic[S]):
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """See `connect`."""
-        return connect(self.tables, self.deciders)
+        return connect(self.tables, self.deciders, self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,12 @@ class Stage(Generic[S]):
     named by module, version and settings alone. Any other table is written once per fingerprint, as a whole."""
 
 
-def connect(tables: Mapping[str, Path], deciders: Sequence[str]) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with a view per table, and `survivors` (image_id): what all deciders keep."""
-    connection = duckdb.connect()
+def connect(tables: Mapping[str, Path], deciders: Sequence[str], folder: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with a view per table, and `survivors` (image_id): what all deciders keep.
+
+    What does not fit into its memory goes to `folder`.
+    """
+    connection = open_database(folder)
     for name, folder in tables.items():
         connection.execute(f"CREATE VIEW {name} AS {rows_of(folder)}")
     if deciders:

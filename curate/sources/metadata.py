@@ -23,6 +23,7 @@ METADATA = pa.schema(
         pa.field("created_at", pa.timestamp("ms", tz="UTC")),
         pa.field("source_url", pa.string()),
         pa.field("post_id", pa.string()),
+        pa.field("parent_id", pa.string()),
     ]
 )
 
@@ -170,7 +171,8 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     "score": (("score",), _number),
     "favorites": (("fav_count", "favorites", "favorite_count"), _count),
     "created_at": (("created_at", "date"), _time),
-    "source_url": (("source_url", "source", "sources"), _text),
+    "source_url": (("source_url", "source", "sources", "url"), _text),
     "post_id": (("post_id", "id"), _identifier),
+    "parent_id": (("parent_id", "parent"), _identifier),
 }
 """The keys in which each column is looked for, in order, and what makes a value of it."""

@@ -22,6 +22,9 @@ PIPELINES = """
 test:
   stages:
     curate.ingest: {shard_rows: 8}
+    curate.posts: {}
+    curate.metadata: {}
+    curate.pixels: {}
     curate.dedupe.exact: {}
     curate.dedupe.near: {}
     curate.merge: {}
@@ -125,7 +128,7 @@ def curate(pipelines: Path, tmp_path: Path) -> Curate:
 
     def start(source: Path, *overrides: str, work: str = "work", workers: int = 1) -> Result:
         folder = tmp_path / work
-        run(source, load(pipelines, "test", overrides), Work(folder), LocalEngine(workers))
+        run(str(source), load(pipelines, "test", overrides), Work(folder), LocalEngine(workers))
         return Result(folder)
 
     return start

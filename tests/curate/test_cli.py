@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from curate.cli import app, main
 
 OPTIONS = {
-    "run": ["source", "--pipeline", "--work", "--set", "--pipelines", "--workers", "--dry-run"],
+    "run": ["source", "--pipeline", "--work", "--set", "--pipelines", "--engine", "--workers", "--dry-run"],
     "status": ["--work"],
 }
 
@@ -67,7 +67,9 @@ def test_a_missing_source_is_named(run, tmp_path):
 def test_a_dry_run_prints_what_would_run_and_touches_nothing(run, corpus, tmp_path):
     code, output, _ = run(corpus, "--set", "near.distance=2", "--dry-run")
     assert code == 0
-    assert yaml.safe_load(output)["test"]["stages"]["curate.dedupe.near"] == {"distance": 2, "blank": 0.98}
+    settings = yaml.safe_load(output)["test"]["stages"]["curate.dedupe.near"]
+    keeper = ["pixels", "lossless", "quality", "bytes", "tags", "age"]
+    assert settings == {"distance": 2, "blank": 0.98, "keeper": keeper}
     assert not (tmp_path / "work").exists()
 
 

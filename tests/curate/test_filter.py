@@ -78,5 +78,6 @@ def test_no_setting_speaks_of_safety():
         "max_aspect",
         "max_flatness",
         "keep_animated",
+        "max_variants",
         "ratings",
     }

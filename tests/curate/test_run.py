@@ -33,7 +33,7 @@ def test_every_file_is_in_exactly_one_place_for_the_right_reason(corpus, curate)
     assert result.reasons() == {
         "sub/resized.png": "near_duplicate",
         "sub/reencoded.jpg": "near_duplicate",
-        "02.png": "pixel_copy",
+        "sub/same_pixels.bmp": "pixel_copy",
         "tiny.png": "too_small",
         "wide.png": "aspect",
         "flat.png": "flat",
@@ -109,15 +109,15 @@ def test_a_changed_or_removed_file_or_sidecar_is_noticed(corpus, curate, make):
 def test_a_file_that_changes_while_it_is_read_is_a_row(corpus, curate, monkeypatch):
     import curate.ingest as stage
 
-    listed = stage.list_folder
+    listed = stage.list_source
 
     def list_then_change(*arguments):
-        result = listed(*arguments)
+        result = listed(*arguments).read_all().to_reader()
         (corpus / "08.png").unlink(missing_ok=True)
         (corpus / "09.png").write_bytes(b"other")
         return result
 
-    monkeypatch.setattr(stage, "list_folder", list_then_change)
+    monkeypatch.setattr(stage, "list_source", list_then_change)
     details = {row["locations"][0]: row["detail"] for row in curate(corpus).rejects() if row["reason"] == "unreadable"}
     assert details == {
         "08.png": '{"error":"FileNotFoundError: No such file or directory"}',
@@ -129,14 +129,14 @@ def test_a_source_that_vanishes_is_an_error_and_loses_nothing(corpus, curate, tm
     import curate.ingest as stage
 
     with monkeypatch.context() as patch:
-        listed = stage.list_folder
+        listed = stage.list_source
 
         def list_then_vanish(*arguments):
-            result = listed(*arguments)
+            result = listed(*arguments).read_all().to_reader()
             corpus.rename(tmp_path / "gone")
             return result
 
-        patch.setattr(stage, "list_folder", list_then_vanish)
+        patch.setattr(stage, "list_source", list_then_vanish)
         with pytest.raises(UserError, match="the source has vanished"):
             curate(corpus)
     (tmp_path / "gone").rename(corpus)

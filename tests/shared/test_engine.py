@@ -4,11 +4,14 @@ import os
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shared.engine import LocalEngine, _bounded
+from shared.engine import LocalEngine, _bounded, open_engine
+from shared.errors import UserError
+from shared.files import atomic_file
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -30,7 +33,7 @@ def _pid(_: int) -> int:
 
 
 def test_a_dead_worker_names_the_way_out() -> None:
-    with pytest.raises(RuntimeError, match=r"worker process died near 3: .*start the command again"):
+    with pytest.raises(UserError, match=r"worker process died near 3: .*start the command again"):
         list(LocalEngine(2).map(os._exit, [3, 3, 3]))
     assert multiprocessing.active_children() == []
 
@@ -38,6 +41,26 @@ def test_a_dead_worker_names_the_way_out() -> None:
 def test_an_error_of_the_function_is_passed_on() -> None:
     with pytest.raises(ValueError, match="'x'"):
         list(LocalEngine(2).map(int, ["1", "x", "2"]))
+
+
+def test_a_full_disk_names_the_file_and_the_way_out(tmp_path: Path) -> None:
+    parts = [tmp_path / "part-1.parquet", tmp_path / "part-2.parquet"]
+    with pytest.raises(UserError, match=r"part-\d\.parquet: No space left on device; .*start the command again"):
+        list(LocalEngine(2).map(_fill, parts))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fill(path: Path) -> None:
+    with atomic_file(path) as temporary:
+        temporary.touch()
+        Path("/dev/full").write_bytes(b"full")
+
+
+def test_engines_by_name() -> None:
+    with open_engine("local", workers=2) as engine:
+        assert sorted(engine.map(operator.neg, [1, 2])) == [-2, -1]
+    with pytest.raises(UserError, match="no engine 'spark'; there are local and ray"), open_engine("spark"):
+        pass
 
 
 def test_an_abandoned_iterator_stops_the_work() -> None:
@@ -76,5 +99,5 @@ def test_only_a_few_tasks_wait_in_the_pool() -> None:
 
 
 def test_a_pool_that_dies_between_two_results() -> None:
-    with pytest.raises(RuntimeError, match=r"near 4: .*start the command again"):
+    with pytest.raises(UserError, match=r"near 4: .*start the command again"):
         list(_bounded(InlinePool(dies=5), operator.neg, range(9), ahead=4))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from demo.tiny_lumina import write_tiny_lumina
+from shared.corpus import Corpus
 from train.cache.run import cache
 from train.cache.settings import CacheSettings
 
@@ -62,7 +63,7 @@ def cached_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> P
     work = tmp_path_factory.mktemp("cached") / "work"
     work.mkdir()
     add_pictures(work, SIZES)
-    cache(work, work.parent / "pictures", tiny_model, SETTINGS)
+    cache(work, Corpus(str(work.parent / "pictures")), tiny_model, SETTINGS)
     return work
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-import yaml
 
+from shared.corpus import Corpus
 from shared.errors import UserError
-from shared.pipelines import load
+from shared.pipelines import load, pictures_of
 from train.cache.settings import CacheSettings
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run`.")]
 Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]
-Source = Annotated[Path | None, typer.Option(help="Where the pictures lie, if they were moved since `curate run`.")]
+Source = Annotated[str | None, typer.Option(help="Where the pictures lie, if they were moved since `curate run`.")]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example cache.area=512.")
 ]
@@ -41,21 +41,13 @@ def cache_latents(
     if not file.exists():
         raise UserError(f"{work}: there is no curated dataset; run `curate run SOURCE --work {work}` first")
     settings = cast(CacheSettings, load(file, overrides=overrides).sections["cache"])
-    pictures = source or _source(file)
-    if not pictures.is_dir():
-        raise UserError(f"{pictures}: the pictures are not there any more; say where they are with --source")
+    pictures = Corpus(source or pictures_of(work))
+    if not pictures.exists():
+        raise UserError(f"{pictures.root}: the pictures are not there any more; say where they are with --source")
     from train.cache.hub import model_folder
     from train.cache.run import cache, report
 
     report(cache(work, pictures, model_folder(model), settings))
-
-
-def _source(file: Path) -> Path:
-    """The folder that `curate run` wrote down beside the pipeline."""
-    source = yaml.safe_load(file.read_text(encoding="utf-8")).get("source")
-    if not isinstance(source, str):
-        raise UserError(f"{file}: does not say where the pictures lie (source); say it with --source")
-    return Path(source)
 
 
 @app.command()

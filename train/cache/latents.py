@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from shared.corpus import Corpus
 from shared.images import Unreadable
 from shared.tensors import write_shard
 from shared.worklist import Shard
@@ -58,8 +59,7 @@ def describe(encoder: ImageEncoder, settings: CacheSettings) -> dict[str, Any]:
 class LatentShards:
     """Makes shards of latents."""
 
-    source: Path
-    """Folder of the pictures."""
+    pictures: Corpus
     encoder: ImageEncoder
     description: dict[str, Any]
     batch: int
@@ -82,7 +82,7 @@ class LatentShards:
 
         def attempt(item: dict[str, Any]) -> Prepared | Unreadable:
             try:
-                return prepare(self.source, item["image_id"], item["locations"], area, multiple)
+                return prepare(self.pictures, item["image_id"], item["locations"], area, multiple)
             except Unreadable as problem:
                 return problem
 

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared.corpus import Corpus
+from shared.files import os_error
 from shared.images import Unreadable, decode
 from train.cache.resolution import Fit, fit
 
@@ -27,13 +28,13 @@ class Prepared:
     """Width and height of the source, upright."""
 
 
-def prepare(source: Path, image_id: str, locations: Sequence[str], area: int, multiple: int) -> Prepared:
+def prepare(corpus: Corpus, image_id: str, locations: Sequence[str], area: int, multiple: int) -> Prepared:
     """Read, decode and scale a picture.
 
     Raises Unreadable where no copy of the file can be read (unreadable), where the file is not the one that was
     curated any more (changed), where the picture is too small, and for the reasons of `decode`.
     """
-    image = decode(_read(source, image_id, locations)).image
+    image = decode(_read(corpus, image_id, locations)).image
     size = fit(*image.size, area, multiple)
     if size is None:
         raise Unreadable("too_small", f"{image.width} x {image.height} is less than {multiple} px on a side")
@@ -41,14 +42,14 @@ def prepare(source: Path, image_id: str, locations: Sequence[str], area: int, mu
     return Prepared(np.asarray(scaled), size, image.size)
 
 
-def _read(source: Path, image_id: str, locations: Sequence[str]) -> bytes:
+def _read(corpus: Corpus, image_id: str, locations: Sequence[str]) -> bytes:
     """The bytes of the first copy that is still what it was."""
     problem = Unreadable("unreadable", "no location")
     for location in locations:
         try:
-            data = (source / location).read_bytes()
+            data = corpus.read(location)
         except OSError as error:
-            problem = Unreadable("unreadable", f"{location}: {error.strerror}")
+            problem = Unreadable("unreadable", f"{location}: {os_error(error)}")
             continue
         if hashlib.sha256(data).hexdigest() == image_id:
             return data

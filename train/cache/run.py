@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shared.corpus import Corpus
 from shared.engine import LocalEngine
 from shared.errors import UserError
 from shared.progress import console
@@ -36,8 +37,8 @@ class Summary:
     """Of all tensors in the manifest."""
 
 
-def cache(work: Path, source: Path, model: Path, settings: CacheSettings) -> Summary:
-    """Encode what the cache of a work directory lacks, and finalise it. Pictures lie below `source`."""
+def cache(work: Path, pictures: Corpus, model: Path, settings: CacheSettings) -> Summary:
+    """Encode what the cache of a work directory lacks, and finalise it."""
     layout, device = CacheLayout(work), default_device()
     curated = read_curated(work)
     captions = by_variant(curated)
@@ -46,10 +47,10 @@ def cache(work: Path, source: Path, model: Path, settings: CacheSettings) -> Sum
 
     image_encoder = ImageEncoder(model, device)
     about_latents = latents.describe(image_encoder, settings)
-    pictures = WorkList(layout.latents(about_latents), ("image_id",), settings.shard_rows)
-    pictures.extend(curated.select(["image_id", "locations"]))
-    writer = latents.LatentShards(source, image_encoder, about_latents, settings.batch)
-    process(pictures.shards(), writer.write, engine, "latents", "pictures")
+    images = WorkList(layout.latents(about_latents), ("image_id",), settings.shard_rows)
+    images.extend(curated.select(["image_id", "locations"]))
+    writer = latents.LatentShards(pictures, image_encoder, about_latents, settings.batch)
+    process(images.shards(), writer.write, engine, "latents", "pictures")
 
     text_encoder = TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device)
     about_text = text.describe(text_encoder)

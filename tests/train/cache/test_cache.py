@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from shared.corpus import Corpus
 from shared.errors import UserError
 from shared.tensors import CorruptTensor
 from tests.train.conftest import SETTINGS, SIZES, add_pictures
@@ -34,7 +35,7 @@ def files(work: Path) -> dict[str, str]:
 
 
 def run(work: Path, model: Path, **changes: object) -> None:
-    cache(work, work.parent / "pictures", model, SETTINGS.model_copy(update=changes))
+    cache(work, Corpus(str(work.parent / "pictures")), model, SETTINGS.model_copy(update=changes))
 
 
 def latent_parts(work: Path) -> list[Path]:
@@ -190,7 +191,7 @@ def test_no_cache_is_an_error_with_a_way_out(curated: Path):
     with pytest.raises(UserError, match="run `cache-latents"):
         CacheReader(curated)
     with pytest.raises(UserError, match="curate run"):
-        cache(curated.parent, curated, curated, SETTINGS)
+        cache(curated.parent, Corpus(str(curated)), curated, SETTINGS)
 
 
 def test_rejected_pictures_do_not_hide_an_encoder_that_fails(

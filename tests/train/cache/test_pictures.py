@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shared.corpus import Corpus
 from shared.images import Unreadable
 from train.cache.pictures import prepare
 
@@ -23,14 +24,14 @@ def gradient(width: int, height: int) -> Image.Image:
 
 def test_a_picture_of_a_legal_size_is_not_touched(tmp_path: Path):
     image = gradient(96, 64)
-    found = prepare(tmp_path, save(tmp_path / "a.png", image), ["a.png"], 128, 16)
+    found = prepare(Corpus(str(tmp_path)), save(tmp_path / "a.png", image), ["a.png"], 128, 16)
     assert np.array_equal(found.pixels, np.asarray(image))
     assert (found.original_size, found.fit.crop) == ((96, 64), (0, 0, 96, 64))
 
 
 def test_scaled_and_cut_in_one_go(tmp_path: Path):
     image = gradient(210, 100)
-    found = prepare(tmp_path, save(tmp_path / "a.png", image), ["a.png"], 128, 16)
+    found = prepare(Corpus(str(tmp_path)), save(tmp_path / "a.png", image), ["a.png"], 128, 16)
     left, top, right, _ = found.fit.crop
     assert found.pixels.shape == (found.fit.height, found.fit.width, 3)
     # A gradient shows where its pixels come from: its brightness is column + row (no value wraps within a row's blur).
@@ -42,7 +43,7 @@ def test_scaled_and_cut_in_one_go(tmp_path: Path):
 
 def test_antialiased(tmp_path: Path):
     stripes = Image.fromarray(np.tile(np.uint8([0, 255]), (512, 256))[..., None].repeat(3, 2))
-    found = prepare(tmp_path, save(tmp_path / "a.png", stripes), ["a.png"], 128, 16)
+    found = prepare(Corpus(str(tmp_path)), save(tmp_path / "a.png", stripes), ["a.png"], 128, 16)
     assert found.pixels.shape == (128, 128, 3)
     assert np.abs(found.pixels[:, 4:-4].astype(int) - 127).max() < 4
 
@@ -50,7 +51,7 @@ def test_antialiased(tmp_path: Path):
 def test_any_copy_serves(tmp_path: Path):
     image_id = save(tmp_path / "copy.png", gradient(32, 32))
     (tmp_path / "changed.png").write_bytes(b"something else")
-    assert prepare(tmp_path, image_id, ["gone.png", "changed.png", "copy.png"], 128, 16).original_size == (32, 32)
+    assert prepare(Corpus(str(tmp_path)), image_id, ["gone.png", "changed.png", "copy.png"], 128, 16).original_size == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,6 @@ def test_reasons(tmp_path: Path, locations: list[str], reason: str):
     right = reason in ("undecodable", "too_small")
     image_id = hashlib.sha256(last.read_bytes()).hexdigest() if right else "0" * 64
     with pytest.raises(Unreadable) as raised:
-        prepare(tmp_path, image_id, locations, 128, 16)
+        prepare(Corpus(str(tmp_path)), image_id, locations, 128, 16)
     assert raised.value.reason == reason
     assert str(tmp_path) not in raised.value.detail, "does not depend on where the corpus lies"
