@@ -20,8 +20,8 @@ Kernel = Callable[[Floats], Floats]
 WHOLE = np.array([0, 1, 0, 1], dtype=np.float32)
 
 STEPS = ((16, 4), (32, 3), (64, 1))
-"""Side of the planes and Gauss-Newton steps, from coarse to fine. A shift by 10 % is 1.6 pixels of 16: the slopes, which
-see about two pixels far, still point the right way. On crops by up to 6 %, one more step at 64 moves a window by 0.1
+"""Side of the planes and Gauss-Newton steps, from coarse to fine. A shift by 10 % is 1.6 pixels of 16: the slopes,
+which see about two pixels far, still point the right way. On crops by up to 6 %, one more step at 64 moves a window by 0.1
 pixels of 64 at most; without any at 64, windows are up to 0.6 pixels off."""
 
 LARGEST = np.array([0.12, 0.25, 0.12, 0.25, 0.4, 0.25], dtype=np.float32)
@@ -44,6 +44,8 @@ def align(a: Floats, b: Floats) -> Floats:
     """
     start = np.array([*WHOLE, 1, 0], dtype=np.float32)
     found = np.tile(start, (len(a), 1))
+    if not len(a):
+        return found[:, :4]
     for side, steps in STEPS:
         small_a, small_b = (pooled(plane, side) * np.float32(1 / 255) for plane in (a, b))
         slopes_b = slopes(small_b)
@@ -97,13 +99,14 @@ def resampled(plane: Floats, windows: Floats, kernel: Kernel) -> Floats:
     """The windows of planes (n, side, side), as large as the planes; beyond its edges a plane goes on as there."""
     side = plane.shape[-1]
     rows, columns = (_weights(windows[:, i], windows[:, i + 1], side, kernel) for i in (2, 0))
-    return np.matmul(np.matmul(rows, plane), columns.transpose(0, 2, 1))
+    window: Floats = rows @ plane @ columns.transpose(0, 2, 1)
+    return window
 
 
 def _weights(shift: Floats, scale: Floats, side: int, kernel: Kernel) -> Floats:
     """Interpolation matrices (n, side of b, side of a)."""
     at = (scale[:, None] * centers(side) + shift[:, None] + 0.5) * side - 0.5
-    at = np.clip(at, 0, side - 1)
+    at = np.clip(at, 0, side - 1).astype(np.float32, copy=False)
     return kernel(np.abs(at[:, :, None] - np.arange(side, dtype=np.float32)))
 
 

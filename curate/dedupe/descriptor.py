@@ -16,7 +16,7 @@ def describe(image: Image.Image) -> bytes:
 
     Every pixel is a mean over the area it covers, so it matters little at which size the picture comes.
     """
-    thumbnail = image.resize((LUMA, LUMA), Image.Resampling.HAMMING, reducing_gap=1.5)
+    thumbnail = image.resize((LUMA, LUMA), Image.Resampling.BICUBIC, reducing_gap=2.0)
     y, *chroma = thumbnail.convert("YCbCr").split()
     return y.tobytes() + b"".join(plane.reduce(LUMA // CHROMA).tobytes() for plane in chroma)
 

@@ -14,8 +14,8 @@ from curate.dedupe.align import Floats, cubic, grown, pooled, resampled, smoothe
 from curate.dedupe.descriptor import CHROMA, LUMA, planes
 
 NOISE, STEEP, CLIPPED = 7.0, 0.35, 0.5
-"""What a copy may differ by at a place, in levels of 255: NOISE for the encoder; STEEP for each level per pixel that both
-pictures rise by around the place, which is a shift by a third of a pixel (an edge that only one of them has earns
+"""What a copy may differ by at a place, in levels of 255: NOISE for the encoder; STEEP for each level per pixel that
+both pictures rise by around the place, which is a shift by a third of a pixel (an edge that only one of them has earns
 nothing); and this share of the light that was CLIPPED at white around the place.
 
 On the planted pairs of bench_duplicates.py, the largest difference over the tolerance is 0.5 at the 99th percentile of
@@ -128,16 +128,17 @@ def fit(x: Floats, y: Floats, weight: Floats, known: NDArray[np.bool_], dampings
 def excess(a: Lit, b: Planes) -> Floats:
     """How much pictures differ at each place, in units of what a copy may differ by: (n, LUMA, LUMA)."""
     lost_luma, lost_chroma = a.lost
-    luma = np.abs(a.planes.luma - b.luma) / (tolerance(a.planes, b) + CLIPPED * lost_luma)
+    luma: Floats = np.abs(a.planes.luma - b.luma) / (tolerance(a.planes, b) + CLIPPED * lost_luma)
     change = a.planes.chroma - b.chroma
     steep = np.minimum(*(grown(steepness(x.chroma[:, 0]) + steepness(x.chroma[:, 1])) for x in (a.planes, b)))
-    chroma = np.sqrt(change[:, 0] ** 2 + change[:, 1] ** 2) / (NOISE + STEEP * steep + CLIPPED * lost_chroma)
+    chroma: Floats = np.sqrt(change[:, 0] ** 2 + change[:, 1] ** 2) / (NOISE + STEEP * steep + CLIPPED * lost_chroma)
     return np.maximum(luma, doubled(chroma))
 
 
 def tolerance(a: Planes, b: Planes) -> Floats:
     """What the luma of a copy may differ by, where nothing was clipped: (n, LUMA, LUMA)."""
-    return NOISE + STEEP * np.minimum(grown(steepness(a.luma)), grown(steepness(b.luma)))
+    steep: Floats = np.minimum(grown(steepness(a.luma)), grown(steepness(b.luma)))
+    return NOISE + STEEP * steep
 
 
 def doubled(plane: Floats) -> Floats:

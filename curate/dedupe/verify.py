@@ -54,8 +54,8 @@ DRAWN = 12.0
 """Levels per pixel by which a picture rises where something is drawn."""
 
 EDGE, CORNER, MARK = 8, 29, 140
-"""A strip lies within this many pixels of an edge (12 %), a mark (signature, badge) in a corner of EDGE by CORNER pixels
-(45 %), and it covers at most MARK pixels (3.4 %): lines of text as sites write them cover up to 3 %."""
+"""A strip lies within this many pixels of an edge (12 %), a mark (signature, badge) in a corner of EDGE by CORNER
+pixels (45 %), and it covers at most MARK pixels (3.4 %): lines of text as sites write them cover up to 3 %."""
 
 TEXT = 0.45
 """The share of a strip that its text may cover..."""
@@ -183,8 +183,8 @@ def _left_in_own_light(a: Planes, b: Planes, zone: slice, mask: Floats) -> Float
     flat_x, flat_y, flat_weight = (z.reshape(-1, 3 * LUMA) for z in (x, y, weight))
     lights = fit(flat_x, flat_y, flat_weight, np.ones(flat_x.shape, dtype=bool), FREE)
     gain, offset = lights.T.reshape(2, *x.shape[:2], 1, 1)
-    left: Floats = np.abs(np.clip(gain * x + offset, 0, 255) - np.clip(y, 0, 255)).max(axis=2)
-    return left / allowed
+    left: Floats = np.abs(np.clip(gain * x + offset, 0, 255) - np.clip(y, 0, 255)).max(axis=2) / allowed
+    return left
 
 
 def _overlap(windows: Floats) -> Floats:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,12 +59,16 @@ def read_list(path: Path, settings: FetchSettings) -> Iterator[pa.RecordBatch]:
 
 def ascii_url(url: str) -> str:
     """A URL as it is sent: what is not ASCII is encoded. Raises ValueError for what is no address on the web."""
+    parts = _split(url)
+    path, query = (quote(part, safe="/%:=&?~#+!$,;'@()*[]|") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
+
+
+def _split(url: str) -> SplitResult:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:  # urllib would open file:///etc/passwd as well.
         raise ValueError("not an http or https address")
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    path, query = (quote(part, safe="/%:=&?~#+!$,;'@()*[]|") for part in (parts.path, parts.query))
-    return urlunsplit((parts.scheme, host, path, query, ""))
+    return parts if parts.netloc.isascii() else parts._replace(netloc=parts.netloc.encode("idna").decode())
 
 
 def _item(name: str, row: Row | str, settings: FetchSettings) -> Row:
@@ -82,7 +86,7 @@ def _item(name: str, row: Row | str, settings: FetchSettings) -> Row:
     url = clean(url)
     item = {"url": url, "metadata": to_json({"url": url} | values), "error": None, "detail": None}
     try:
-        ascii_url(url)
+        _split(url)
     except ValueError as error:
         item |= {"error": "not_a_url", "detail": str(error)}
     return item

@@ -16,7 +16,9 @@ from curate.fetch.download import NOT_DOWNLOADED, download, is_transient, load_d
 from curate.fetch.lists import ITEMS, read_list
 from curate.fetch.settings import FetchSettings
 from curate.fetch.tars import Failure, Picture, Spool, read_failures, read_pictures, write_tar
+from shared.corpus import state
 from shared.engine import Engine
+from shared.files import write_text
 from shared.progress import Meter, console
 from shared.worklist import Shard, WorkList, process
 
@@ -60,7 +62,10 @@ def fetch_shard(settings: FetchSettings, shard: Shard) -> None:
 
 
 def _extend(path: Path, folder: Path, settings: FetchSettings) -> None:
-    """Put what is new in the list on the work list."""
+    """Put what is new in the list on the work list. A file that has not changed since is not read."""
+    seen, now = folder / ".list" / "seen", f"{path.resolve()} {state(path.stat())}"
+    if seen.exists() and seen.read_text(encoding="utf-8") == now:
+        return
     spooled = folder / ".rows.tmp"  # An error while it is read must not pass through DuckDB.
     rows = 0
     with pq.ParquetWriter(spooled, ITEMS) as writer:
@@ -71,6 +76,7 @@ def _extend(path: Path, folder: Path, settings: FetchSettings) -> None:
         items = pa.RecordBatchReader.from_batches(ITEMS, file.iter_batches())
         new = WorkList(folder / ".list", ("url",), settings.rows).extend(items)
     spooled.unlink()
+    write_text(seen, now)
     rest = f", {rows - new:,} with a URL that was listed before" if rows > new else ""
     console.print(f"{path.name}: {rows:,} rows, {new:,} new{rest}", markup=False)
 

@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from curate.dedupe.descriptor import describe
 from curate.ingest import INGEST
+from curate.metadata import UNITED
+from curate.pixels import PIXELS
 from curate.run import run
 from curate.work import Work
 from shared.engine import LocalEngine
@@ -145,14 +148,19 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
         **settings: Any,
     ) -> list[dict[str, Any]]:
         folders = {}
+        known = {"ingest": INGEST, "metadata": UNITED, "pixels": PIXELS}
+        schemas = known | dict(schemas)
+        if "ingest" in tables:
+            readable = [row for row in tables["ingest"] if not row.get("error")]
+            tables = {"metadata": readable, "pixels": []} | dict(tables)
         for name, rows in tables.items():
             folders[name] = tmp_path / name
             folders[name].mkdir(exist_ok=True)
-            schema = {"ingest": INGEST}.get(name) or schemas.get(name, DECISIONS)
-            pq.write_table(pa.Table.from_pylist(list(rows), schema), folders[name] / "part-00000.parquet")
+            table = pa.Table.from_pylist(list(rows), schemas.get(name, DECISIONS))
+            pq.write_table(table, folders[name] / "part-00000.parquet")
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        deciders = tuple(name for name in tables if name != "ingest" and name not in schemas)
+        deciders = tuple(name for name in tables if name not in schemas)
         stage.run(
             Job(
                 source="",
@@ -171,6 +179,7 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
 def picture(image_id: str, **columns: Any) -> dict[str, Any]:
     """A row of `ingest`."""
     plain = {
+        "file": f"{image_id}.png",
         "location": f"{image_id}.png",
         "stamp": "",
         "image_id": image_id,
@@ -181,6 +190,7 @@ def picture(image_id: str, **columns: Any) -> dict[str, Any]:
         "frames": 1,
         "pixel_hash": image_id,
         "phash": 0,
+        "descriptor": describe(draw(0)),
         "flatness": 0.5,
         "tags": [],
     }
