@@ -230,6 +230,7 @@ def read_picture(data: bytes, max_pixels: int) -> Row:
         "mode": found.mode,
         "alpha": found.alpha,
         "frames": found.frames,
+        "quality": found.quality,
         "descriptor": describe(working),
     } | vars(measures)
 

@@ -7,9 +7,10 @@ same picture.
 import io
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageCms, UnidentifiedImageError
 
 EpsImagePlugin.gs_binary = False  # PostScript is a program; a corpus must not run programs through Ghostscript.
@@ -59,6 +60,8 @@ class Picture:
     """Pillow's name of the pixel format in the file."""
     alpha: bool
     """The file has an alpha channel or a transparent colour."""
+    quality: int | None
+    """Quality factor of a JPEG, 1 to 100, by its luminance table; None for other formats."""
     frames: int
     """More than one in an animated file (or one with several pages); `image` is the first."""
 
@@ -108,7 +111,7 @@ def _picture(image: Image.Image, max_pixels: int, side: int | None) -> Picture:
         size = rgb.size  # Of a picture inside a container, the container's header may have said something else.
     else:
         size = (height, width) if _orientation(image) >= 5 else (width, height)
-    return Picture(rgb, size, scale, file_format, mode, alpha, _frames(image))
+    return Picture(rgb, size, scale, file_format, mode, alpha, _quality(image), _frames(image))
 
 
 def _ask_for_less(image: Image.Image, side: int) -> int:
@@ -116,6 +119,26 @@ def _ask_for_less(image: Image.Image, side: int) -> int:
     longer = max(image.size)
     image.draft(None, (side, 1) if image.width == longer else (1, side))
     return round(longer / max(image.size))  # The reduced side is rounded up.
+
+
+def _quality(image: Image.Image) -> int | None:
+    """The factor for which libjpeg's luminance table is as coarse as that of the picture, on average."""
+    tables = getattr(image, "quantization", None)
+    if not tables:
+        return None
+    return 1 + int(np.abs(_coarseness() - sum(tables[min(tables)])).argmin())
+
+
+@cache
+def _coarseness() -> NDArray[np.int64]:
+    """(100,): the sum of libjpeg's luminance table for each quality factor from 1 on."""
+    sums = []
+    for quality in range(1, 101):
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8)).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as image:
+            sums.append(sum(image.quantization[0]))  # type: ignore[attr-defined]
+    return np.array(sums)
 
 
 def _frames(image: Image.Image) -> int:

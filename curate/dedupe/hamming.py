@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 Pairs = NDArray[np.int64]
+Places = NDArray[np.int64]
 
 CHUNK = 1 << 17
 """Hashes that are worked on at a time: they stay in the processor's cache."""
+
+SAMPLE = 1 << 12
+"""Pairs by which the cost of a search is estimated."""
 
 LONG = 1 << 10
 """Longer runs of equal keys are searched by their other bits, where that costs less."""
@@ -116,18 +120,23 @@ class _Group:
         return np.diff(starts, prepend=0, append=len(hashes))
 
     def choices(self, distance: int) -> list["_Choice"]:
-        """The searches that together find all pairs; none, if it costs less to compare all."""
-        blocks = _blocks(self._varying(), distance, self.runs(self.hashes))
+        """The searches that together find all pairs; none if it costs less to compare all."""
+        lengths = self.runs(self.hashes)
+        crowd = float((lengths / len(self.hashes)) @ lengths) / 2 if len(self.hashes) else 0.0
+        blocks = _blocks(np.arange(self.key, 64), distance, self._sample(lengths), crowd)
         if not blocks:
             return []
         return [self._choice(blocks, chosen) for chosen in combinations(range(len(blocks)), len(blocks) - distance)]
 
-    def _varying(self) -> NDArray[np.int64]:
-        """The places in which hashes with equal keys differ."""
-        differ = self.hashes[1:] ^ self.hashes[:-1]
-        differ[differ > self.low] = 0
-        bits = int(np.bitwise_or.reduce(differ))
-        return np.array([place for place in range(64) if bits >> (63 - place) & 1], np.int64)
+    def _sample(self, lengths: NDArray[np.int64]) -> Hashes:
+        """In which bits some pairs of hashes with equal keys differ; `lengths` are those of the runs."""
+        chance = np.random.default_rng(0)
+        ends = np.cumsum(lengths)
+        first = chance.integers(len(self.hashes), size=SAMPLE) if len(self.hashes) else np.empty(0, np.int64)
+        run = np.searchsorted(ends, first, side="right")
+        second = ends[run] - 1 - chance.integers(lengths[run])
+        differ = self.hashes[first] ^ self.hashes[second]
+        return differ[differ > 0]
 
     def _choice(self, blocks: list[NDArray[np.int64]], chosen: tuple[int, ...]) -> "_Choice":
         top = np.concatenate([np.arange(self.key), *(blocks[block] for block in chosen)])
@@ -256,16 +265,14 @@ class _Found:
         return np.concatenate(self._packed)
 
 
-def _blocks(bits: NDArray[np.int64], distance: int, runs: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The bits cut into as many blocks as cost least, for runs of these lengths; none if comparing all costs less."""
-    crowd = float((runs.astype(float) ** 2).sum() / max(runs.sum(), 1)) / 2  # Comparisons a hash, on average.
+def _blocks(bits: Places, distance: int, differ: Hashes, crowd: float) -> list[Places]:
+    """These places cut into as many blocks as cost least; none if it costs less to compare all.
 
-    def cost(blocks: int) -> float:
-        key = len(bits) * (blocks - distance) / blocks
-        return comb(blocks, distance) * (SORT + crowd / 2**key)
-
-    best = min(range(distance + 1, min(len(bits), distance + 8) + 1), key=cost, default=0)
-    return np.array_split(bits, best) if best and cost(best) < crowd else []
+    `differ` says in which bits a sample of pairs differs; each hash is in `crowd` pairs.
+    """
+    shift = (63 - bits).astype(np.uint64)
+    rate = (differ[:, None] >> shift & np.uint64(1)).mean(axis=0)
+    ...
 
 
 _STRAIGHT = np.arange(63, -1, -1)

@@ -475,3 +475,14 @@ def test_the_largest_picture_fits_in_four_gigabytes(tmp_path: Path, mode: str) -
         [sys.executable, "-c", PEAK, str(tmp_path / "large.png")], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert float(done.stdout) * 200_000_000 < 4e9
+
+
+@pytest.mark.parametrize("quality", [1, 10, 50, 75, 90, 95, 100])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_the_quality_of_a_jpeg_is_known(quality, mode):
+    buffer = io.BytesIO()
+    Image.effect_noise((32, 32), 50).convert(mode).save(buffer, "JPEG", quality=quality)
+    assert decode(buffer.getvalue()).quality == quality
+    buffer = io.BytesIO()
+    Image.new(mode if mode != "CMYK" else "RGB", (32, 32)).save(buffer, "PNG")
+    assert decode(buffer.getvalue()).quality is None
