@@ -13,6 +13,10 @@ from shared.stages import connect, sql
 from shared.worklist import all_shards
 
 
+UNITS = {"ingest": "files", "posts": "rows", "metadata": "files"}
+"""What stages count that do not count pictures."""
+
+
 def show(work: Work) -> None:
     """Print the stages of a work directory and its totals."""
     work.saved()
@@ -55,7 +59,7 @@ def _state(work: Work, record: Record) -> Iterator[str]:
 
 
 def _row(connection: duckdb.DuckDBPyConnection, spec: StageSpec) -> tuple[str, ...]:
-    """Cells of one stage. `ingest` counts files; the stages after it count pictures."""
+    """Cells of one stage."""
     measure = spec.name == "ingest"
     reason = "error" if measure else "reason" if spec.stage.decides else "NULL"
     counts = dict(connection.execute(f"SELECT {reason}, count(*) FROM {spec.name} GROUP BY 1").fetchall())
@@ -63,7 +67,7 @@ def _row(connection: duckdb.DuckDBPyConnection, spec: StageSpec) -> tuple[str, .
     dropped = sum(counts.values())
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     reasons = "\n".join(f"{count:,} {word}" for word, count in ranked)
-    unit = "files" if measure else "pictures"
+    unit = UNITS.get(spec.name, "pictures")
     return spec.name, f"{kept + dropped:,} {unit}", f"{kept:,}", f"{dropped:,}" if dropped else "", reasons
 
 

@@ -21,8 +21,8 @@ WHOLE = np.array([0, 1, 0, 1], dtype=np.float32)
 
 STEPS = ((16, 4), (32, 3), (64, 1))
 """Side of the planes and Gauss-Newton steps, from coarse to fine. A shift by 10 % is 1.6 pixels of 16: the slopes,
-which see about two pixels far, still point the right way. On crops by up to 6 %, one more step at 64 moves a window by 0.1
-pixels of 64 at most; without any at 64, windows are up to 0.6 pixels off."""
+which see about two pixels far, still point the right way. On crops by up to 6 %, one more step at 64 moves a window by
+0.1 pixels of 64 at most; without any at 64, windows are up to 0.6 pixels off."""
 
 LARGEST = np.array([0.12, 0.25, 0.12, 0.25, 0.4, 0.25], dtype=np.float32)
 """Largest change of shift, scale, gain and offset that is looked for: a crop by 10 % a side has a scale of 0.8, or 1.25
@@ -92,21 +92,22 @@ def inside(windows: Floats, side: int, margin: float = 0.0) -> Floats:
     place, limit = centers(side), 0.5 - margin / side
     own = np.abs(place) <= limit
     columns, rows = (own & (np.abs(windows[:, i + 1, None] * place + windows[:, i, None]) <= limit) for i in (0, 2))
-    return (rows[:, :, None] & columns[:, None, :]).astype(np.float32)
+    both: Floats = (rows[:, :, None] & columns[:, None, :]).astype(np.float32)
+    return both
 
 
 def resampled(plane: Floats, windows: Floats, kernel: Kernel) -> Floats:
     """The windows of planes (n, side, side), as large as the planes; beyond its edges a plane goes on as there."""
     side = plane.shape[-1]
     rows, columns = (_weights(windows[:, i], windows[:, i + 1], side, kernel) for i in (2, 0))
-    window: Floats = rows @ plane @ columns.transpose(0, 2, 1)
-    return window
+    seen: Floats = rows @ plane @ columns.transpose(0, 2, 1)
+    return seen
 
 
 def _weights(shift: Floats, scale: Floats, side: int, kernel: Kernel) -> Floats:
     """Interpolation matrices (n, side of b, side of a)."""
     at = (scale[:, None] * centers(side) + shift[:, None] + 0.5) * side - 0.5
-    at = np.clip(at, 0, side - 1).astype(np.float32, copy=False)
+    at = np.minimum(np.maximum(at, 0), side - 1)
     return kernel(np.abs(at[:, :, None] - np.arange(side, dtype=np.float32)))
 
 

@@ -29,8 +29,11 @@ Places = NDArray[np.int64]
 CHUNK = 1 << 17
 """Hashes that are worked on at a time: they stay in the processor's cache."""
 
-SAMPLE = 1 << 12
+SAMPLE = 1 << 14
 """Pairs by which the cost of a search is estimated."""
+
+MORE = 6
+"""At most so many blocks more than the distance are tried: more of them never pay."""
 
 LONG = 1 << 10
 """Longer runs of equal keys are searched by their other bits, where that costs less."""
@@ -85,7 +88,7 @@ class _Group:
     """(64,) which bit of the original hash lies at each place, from the top."""
     key: int
     """So many places from the top are the key."""
-    apart: tuple[int, ...]
+    apart: tuple[np.uint64, ...]
     """Masks of original bits. Pairs that agree in one of them have been found elsewhere."""
 
     @property
@@ -122,7 +125,7 @@ class _Group:
     def choices(self, distance: int) -> list["_Choice"]:
         """The searches that together find all pairs; none if it costs less to compare all."""
         lengths = self.runs(self.hashes)
-        crowd = float((lengths / len(self.hashes)) @ lengths) / 2 if len(self.hashes) else 0.0
+        crowd = float((lengths / max(len(self.hashes), 1)) @ lengths) / 2
         blocks = _blocks(np.arange(self.key, 64), distance, self._sample(lengths), crowd)
         if not blocks:
             return []
@@ -132,7 +135,7 @@ class _Group:
         """In which bits some pairs of hashes with equal keys differ; `lengths` are those of the runs."""
         chance = np.random.default_rng(0)
         ends = np.cumsum(lengths)
-        first = chance.integers(len(self.hashes), size=SAMPLE) if len(self.hashes) else np.empty(0, np.int64)
+        first = chance.integers(len(self.hashes), size=min(SAMPLE, len(self.hashes)))
         run = np.searchsorted(ends, first, side="right")
         second = ends[run] - 1 - chance.integers(lengths[run])
         differ = self.hashes[first] ^ self.hashes[second]
@@ -142,7 +145,7 @@ class _Group:
         top = np.concatenate([np.arange(self.key), *(blocks[block] for block in chosen)])
         rest = np.setdiff1d(np.arange(64), top)
         before = [blocks[block] for block in range(chosen[-1]) if block not in chosen]
-        apart = tuple(sum(1 << bit for bit in self.layout[block].tolist()) for block in before)
+        apart = tuple(_mask(self.layout[block]) for block in before)
         return _Choice(self, self.layout[np.concatenate([top, rest])], len(top), self.apart + apart)
 
 
@@ -153,7 +156,7 @@ class _Choice:
     group: _Group
     layout: NDArray[np.int64]
     key: int
-    apart: tuple[int, ...]
+    apart: tuple[np.uint64, ...]
 
     def sort(self) -> _Group:
         """The group as it is to be searched."""
@@ -256,7 +259,7 @@ class _Found:
         self._held.clear()
         here = np.ones(len(left), bool)
         for mask in self._group.apart:
-            here &= (left ^ right) & np.uint64(mask) != 0
+            here &= (left ^ right) & mask != 0
         self._packed.append(self._search.pack(left[here], right[here]))
 
     def packed(self) -> Hashes:
@@ -265,14 +268,38 @@ class _Found:
         return np.concatenate(self._packed)
 
 
-def _blocks(bits: Places, distance: int, differ: Hashes, crowd: float) -> list[Places]:
-    """These places cut into as many blocks as cost least; none if it costs less to compare all.
+def _blocks(places: Places, distance: int, differ: Hashes, crowd: float) -> list[Places]:
+    """The places cut into as many blocks as cost least; none if it costs less to compare all.
 
-    `differ` says in which bits a sample of pairs differs; each hash is in `crowd` pairs.
+    `differ` shows in which bits pairs differ, by a sample of them; `crowd` is how many pairs there are for each hash.
     """
-    shift = (63 - bits).astype(np.uint64)
-    rate = (differ[:, None] >> shift & np.uint64(1)).mean(axis=0)
-    ...
+    if not len(differ):
+        return []
+    rate = ((differ[:, None] >> (63 - places).astype(np.uint64)) & np.uint64(1)).mean(axis=0)
+    entropy = -np.log2(1 - rate.clip(1e-3, 0.5))  # Of collision: how many bits each bit is worth as a key.
+    up_to = np.cumsum(entropy)
+
+    def cut(count: int) -> list[Places]:
+        """Blocks of equal entropy."""
+        ends = up_to[-1] * np.arange(1, count) / count
+        return np.split(places, np.searchsorted(up_to - entropy / 2, ends))
+
+    def cost(blocks: list[Places]) -> float:
+        """In comparisons for each hash."""
+        chosen = len(blocks) - distance
+        choices = comb(len(blocks), distance)
+        agree = sum((differ & _mask(63 - block)) == 0 for block in blocks)
+        meet = np.array([comb(count, chosen) for count in range(len(blocks) + 1)])[agree].mean()
+        by_chance = choices / 2 ** (up_to[-1] * chosen / len(blocks))  # Rarer than the sample can show.
+        return choices * SORT + crowd * max(meet, by_chance)
+
+    most = min(len(places), distance + MORE)
+    best = min(map(cut, range(distance + 1, most + 1)), key=cost, default=[])
+    return best if best and cost(best) < crowd / 2 else []
+
+
+def _mask(bits: Places) -> np.uint64:
+    return np.uint64(sum(1 << bit for bit in bits.tolist()))
 
 
 _STRAIGHT = np.arange(63, -1, -1)

@@ -194,8 +194,9 @@ def _overlap(windows: Floats) -> Floats:
         shift, scale = windows[:, i], windows[:, i + 1]
         low, high = np.maximum(-0.5, (-0.5 - shift) / scale), np.minimum(0.5, (0.5 - shift) / scale)
         shares.append(np.maximum(high - low, 0))
-    area = shares[0] * shares[1]
-    return np.minimum(area, area * windows[:, 1] * windows[:, 3])
+    in_b = shares[0] * shares[1]
+    smaller: Floats = np.minimum(in_b, in_b * windows[:, 1] * windows[:, 3])
+    return smaller
 
 
 def _same_aspect(windows: Floats, sizes_a: NDArray[np.int32], sizes_b: NDArray[np.int32]) -> NDArray[np.bool_]:

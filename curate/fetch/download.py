@@ -5,6 +5,7 @@ would start two more processes per shard, each of which imports PyTorch and more
 """
 
 import importlib
+import importlib.util
 import os
 import re
 import tempfile
@@ -37,15 +38,10 @@ def is_transient(message: str) -> bool:
     return _FOREVER.search(message) is None
 
 
-def load_downloader() -> Any:
-    """img2dataset's class for one shard. Raises UserError where it is not installed."""
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # It would ask the network for a newer version of itself.
-    try:
-        return importlib.import_module("img2dataset.downloader").Downloader
-    except ModuleNotFoundError as error:
-        if error.name != "img2dataset":
-            raise
-        raise UserError("a list of URLs needs img2dataset: pip install 'illustrious-lu[download]'") from None
+def require_img2dataset() -> None:
+    """Raises UserError where img2dataset is not installed."""
+    if importlib.util.find_spec("img2dataset") is None:
+        raise UserError("a list of URLs needs img2dataset: pip install 'illustrious-lu[download]'")
 
 
 def download(urls: Mapping[int, str], settings: FetchSettings, spool: Spool) -> dict[int, str]:
@@ -89,7 +85,8 @@ class _Answers:
 
 
 def _download(urls: Mapping[int, str], settings: FetchSettings, answers: _Answers) -> None:
-    downloader = load_downloader()
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # It would ask the network for a newer version of itself.
+    downloader = importlib.import_module("img2dataset.downloader").Downloader  # Not above: it takes seconds.
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "shard.arrow"
         table = pa.table({"number": list(urls), "url": [ascii_url(url) for url in urls.values()]})

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.fetch.download import NOT_DOWNLOADED, download, is_transient, load_downloader
+from curate.fetch.download import NOT_DOWNLOADED, download, is_transient, require_img2dataset
 from curate.fetch.lists import ITEMS, read_list
 from curate.fetch.settings import FetchSettings
 from curate.fetch.tars import Failure, Picture, Spool, read_failures, read_pictures, write_tar
@@ -29,7 +29,7 @@ def fetch_urls(path: Path, folder: Path, settings: FetchSettings, engine: Engine
     shards = [replace(shard, part=_tar(folder, shard)) for shard in WorkList(folder / ".list", ("url",), 1).shards()]
     again = [shard for shard in shards if shard.part.exists() and _waits(shard)] if settings.retry_failed else []
     if again or not all(shard.part.exists() for shard in shards):
-        load_downloader()
+        require_img2dataset()
     function = partial(fetch_shard, settings)
     process(shards, function, engine, "fetch", "URLs")
     if again:

@@ -43,9 +43,7 @@ def test_what_is_no_address(url):
 
 
 def test_without_img2dataset(monkeypatch):
-    def missing(name):
-        raise ModuleNotFoundError(name="img2dataset")
-
-    monkeypatch.setattr(download.importlib, "import_module", missing)
-    with pytest.raises(UserError, match="illustrious-lu\\[download\\]"):
-        download.load_downloader()
+    download.require_img2dataset()
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"illustrious-lu\[download\]"):
+        download.require_img2dataset()

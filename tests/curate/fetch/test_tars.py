@@ -3,10 +3,10 @@ import json
 
 import pyarrow as pa
 import pytest
-import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from curate.fetch.tars import (
     Failure,
@@ -43,7 +43,7 @@ def test_each_row_is_in_the_tar_or_in_the_table(rows, tmp_path_factory):
 def test_webdataset_reads_the_tars(tmp_path, make):
     write_tar(tmp_path / "a.tar", [Picture(make.png(n), to_json({"score": n})) for n in range(3)])
     with (tmp_path / "a.tar").open("rb") as file:
-        found = list(webdataset.tariterators.tar_file_and_group_expander([{"url": "a.tar", "stream": file}]))
+        found = list(group_by_keys(tar_file_expander([{"url": "a.tar", "stream": file}])))
     assert [(one["png"], json.loads(one["json"])) for one in found] == [(make.png(n), {"score": n}) for n in range(3)]
 
 
