@@ -41,7 +41,7 @@ class Planted:
 
 
 def family(seed: int, number: int, real: tuple[Path, ...] = ()) -> list[Planted]:
-    """The base, its copies and its variants. """
+    """The base, its copies and its variants."""
     rng = random.Random(f"{seed} {number}")
     source = "real" if real and number % 10 == 9 else ("scene", "figure")[number % 2]
     base, variants = SOURCES[source](rng, number, real)
@@ -252,6 +252,7 @@ def random_figure(rng: random.Random) -> Figure:
     def color() -> Color:
         return rng.randint(20, 250), rng.randint(20, 250), rng.randint(20, 250)
 
+    skin = rng.randint(215, 255), rng.randint(185, 230), rng.randint(165, 210)
     return Figure(
         size=(round(height * rng.uniform(0.55, 1.1)), height),
         head=(rng.uniform(0.08, 0.15), rng.uniform(0.08, 0.15), rng.uniform(0.2, 0.3)),
@@ -265,7 +266,13 @@ def random_figure(rng: random.Random) -> Figure:
         eyes=(rng.uniform(0.3, 0.5), rng.uniform(0.2, 0.32)),
         shut=False,
         pattern=rng.randrange(4),
-        colors=((rng.randint(215, 255), rng.randint(185, 230), rng.randint(165, 210)), color(), color(), color(), color()),
+        colors=(
+            (rng.randint(215, 255), rng.randint(185, 230), rng.randint(165, 210)),
+            color(),
+            color(),
+            color(),
+            color(),
+        ),
     )
 
 
@@ -309,7 +316,11 @@ def draw_figure(f: Figure) -> Image.Image:
         pen.ellipse(box, fill, outline, line if outline else 0)
 
     if f.tail[0]:
-        limb([(x, hip), (x + f.tail[0] * f.tail[1], hip + 0.1), (x + f.tail[0] * 1.5 * f.tail[1], hip + f.tail[2])], hair, 0.03)
+        limb(
+            [(x, hip), (x + f.tail[0] * f.tail[1], hip + 0.1), (x + f.tail[0] * 1.5 * f.tail[1], hip + f.tail[2])],
+            hair,
+            0.03,
+        )
     spread, thick, bend = f.legs
     for side in (-1, 1):
         limb([(x + side * spread, hip), (x + side * (spread + bend), 0.8), (x + side * spread, 0.93)], legs, thick)
@@ -340,7 +351,9 @@ def draw_figure(f: Figure) -> Image.Image:
     for side in (-1, 1):
         ex, ey, size = x + side * f.eyes[0] * rx, y + 0.2 * ry, f.eyes[1]
         if f.shut:
-            pen.line(place([(ex - 0.7 * size * rx, ey), (ex, ey + 0.25 * size * ry), (ex + 0.7 * size * rx, ey)]), ink, line)
+            pen.line(
+                place([(ex - 0.7 * size * rx, ey), (ex, ey + 0.25 * size * ry), (ex + 0.7 * size * rx, ey)]), ink, line
+            )
         else:
             oval(ex, ey, 0.7 * size * rx, size * ry, (255, 255, 255))
             oval(ex, ey + 0.1 * size * ry, 0.4 * size * rx, 0.7 * size * ry, trim, None)

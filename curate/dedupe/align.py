@@ -106,7 +106,8 @@ def resampled(plane: Floats, windows: Floats, kernel: Kernel) -> Floats:
 
 def _weights(shift: Floats, scale: Floats, side: int, kernel: Kernel) -> Floats:
     """Interpolation matrices (n, side of b, side of a)."""
-    at = (scale[:, None] * centers(side) + shift[:, None] + 0.5) * side - 0.5
+    half = np.float32(0.5)
+    at = (scale[:, None] * centers(side) + shift[:, None] + half) * np.float32(side) - half
     at = np.minimum(np.maximum(at, 0), side - 1)
     return kernel(np.abs(at[:, :, None] - np.arange(side, dtype=np.float32)))
 

@@ -129,10 +129,11 @@ def excess(a: Lit, b: Planes) -> Floats:
     """How much pictures differ at each place, in units of what a copy may differ by: (n, LUMA, LUMA)."""
     lost_luma, lost_chroma = a.lost
     luma = np.abs(a.planes.luma - b.luma) / (tolerance(a.planes, b) + CLIPPED * lost_luma)
-    change = (a.planes.chroma - b.chroma) ** 2
+    change = np.square(a.planes.chroma - b.chroma)
     steep = np.minimum(*(grown(steepness(x.chroma[:, 0]) + steepness(x.chroma[:, 1])) for x in (a.planes, b)))
-    chroma: Floats = np.sqrt(change[:, 0] + change[:, 1]) / (NOISE + STEEP * steep + CLIPPED * lost_chroma)
-    return np.maximum(luma, doubled(chroma))
+    chroma = np.sqrt(change[:, 0] + change[:, 1]) / (NOISE + STEEP * steep + CLIPPED * lost_chroma)
+    larger: Floats = np.maximum(luma, doubled(chroma))
+    return larger
 
 
 def tolerance(a: Planes, b: Planes) -> Floats:

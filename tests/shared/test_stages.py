@@ -23,7 +23,7 @@ def decisions(**keep: bool) -> pa.Table:
 def test_tables_are_views_wherever_they_lie(tmp_path: Path, name: str) -> None:
     folder = table(tmp_path / name / "ingest", pa.table({"image_id": ["a"]}), pa.table({"image_id": ["b"]}))
     table(tmp_path / "run 1" / "ingest", pa.table({"image_id": ["of the glob pattern"]}))
-    found = connect({"ingest": folder}, ()).sql("SELECT * FROM ingest ORDER BY ALL")
+    found = connect({"ingest": folder}, (), tmp_path).sql("SELECT * FROM ingest ORDER BY ALL")
     assert found.fetchall() == [("a",), ("b",)]
 
 
@@ -31,12 +31,19 @@ def test_survivors_are_what_every_decider_keeps(tmp_path: Path) -> None:
     first = table(tmp_path / "exact", decisions(a=True, b=True, c=False, d=True))
     second = table(tmp_path / "near", decisions(a=True, b=False), decisions(d=True))
     tables = {"exact": first, "near": second}
-    assert connect(tables, ("exact",)).sql("SELECT * FROM survivors ORDER BY 1").fetchall() == [("a",), ("b",), ("d",)]
-    assert connect(tables, ("exact", "near")).sql("SELECT * FROM survivors ORDER BY 1").fetchall() == [("a",), ("d",)]
+    assert connect(tables, ("exact",), tmp_path).sql("SELECT * FROM survivors ORDER BY 1").fetchall() == [
+        ("a",),
+        ("b",),
+        ("d",),
+    ]
+    assert connect(tables, ("exact", "near"), tmp_path).sql("SELECT * FROM survivors ORDER BY 1").fetchall() == [
+        ("a",),
+        ("d",),
+    ]
 
 
 def test_rows_of_items_that_left_are_hidden(tmp_path: Path) -> None:
     folder = table(tmp_path / "run [1]", pa.table({"location": ["a", "b"], "size": [1, 1], "x": [7, 8]}))
     pq.write_table(pa.table({"location": ["b", "a"], "size": [1, 2]}), folder / "live.parquet")
-    assert connect({"ingest": folder}, ()).sql("SELECT * FROM ingest").fetchall() == [("b", 1, 8)]
+    assert connect({"ingest": folder}, (), tmp_path).sql("SELECT * FROM ingest").fetchall() == [("b", 1, 8)]
     assert "SEMI JOIN" in rows_of(folder)

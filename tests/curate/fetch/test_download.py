@@ -44,6 +44,6 @@ def test_what_is_no_address(url):
 
 def test_without_img2dataset(monkeypatch):
     download.require_img2dataset()
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda *_: None)
     with pytest.raises(UserError, match=r"illustrious-lu\[download\]"):
         download.require_img2dataset()
