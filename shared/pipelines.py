@@ -113,7 +113,7 @@ def pictures_of(work: Path) -> str:
     if isinstance(fetched := document.get("pictures"), str):
         return str(work.resolve() / fetched)
     if not isinstance(source := document.get("source"), str):
-        raise UserError(f"{file}: does not say where the pictures lie (source)")
+        raise UserError(f"{file}: does not say where the pictures lie (source); say it with --source")
     return source
 
 

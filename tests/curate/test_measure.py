@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
-from curate.measure import border, flatness, measure, phash, pixel_hash, sharpness
+from curate.measure import SIDE, border, flatness, phash, pixel_hash, read, sharpness
 from shared.images import decode
 
 
@@ -123,6 +123,52 @@ def test_border_is_the_share_of_the_bars():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
 def test_odd_sizes_have_measures(size):
-    found = measure(Image.new("RGB", size, "white"))
+    _, _, found = read(stored(Image.new("RGB", size, "white")), 10**9)
     assert (found.width, found.height) == size
     assert (found.sharpness, found.flatness, found.border) == (0, 1, 1)
+
+
+def jpeg(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def test_a_jpeg_is_measured_like_its_pixels_in_a_png(make):
+    """One is reduced by its decoder, the other by us."""
+    for seed in range(12):
+        data = jpeg(make.draw(seed, (1100, 1500)), quality=92)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+        _, small, found = read(data, 10**9)
+        _, other, expected = read(stored(image.convert("RGB")), 10**9)
+        assert small.size == other.size
+        assert SIDE <= max(small.size) < 2 * SIDE
+        assert np.abs(np.asarray(small, int) - np.asarray(other, int)).mean() < 1
+        assert (found.width, found.height) == (1100, 1500)
+        assert (found.pixel_hash, expected.pixel_hash) == (None, pixel_hash(image.convert("RGB")))
+        assert (found.phash ^ expected.phash).bit_count() <= 2
+        assert found.sharpness == pytest.approx(expected.sharpness, rel=0.05)
+        assert found.flatness == pytest.approx(expected.flatness, abs=0.03)
+        assert found.border == pytest.approx(expected.border, abs=0.02)
+
+
+def test_the_pixels_of_a_blank_jpeg_are_known(make):
+    image = Image.new("RGB", (900, 700), "white")
+    image.paste(make.draw(1, (40, 40)), (400, 300))
+    data = jpeg(image)
+    assert read(data, 10**9)[2].pixel_hash == pixel_hash(decode(data).image)
+
+
+def test_phash_of_a_reduced_picture_is_within_two_bits_of_imagehash(shared_data):
+    paths = sorted((shared_data / "illustrations").rglob("*.png"))[::4] + sorted(
+        (shared_data / "near_duplicates/imagededup").glob("*.jpg")
+    )
+    distances = []
+    for path in paths:
+        full = decode(path.read_bytes()).image
+        _, _, found = read(path.read_bytes(), 10**9)
+        if found.flatness < 0.9:
+            distances.append((found.phash ^ phash(full)).bit_count())
+    assert len(distances) > 60
+    assert np.mean(np.array(distances) <= 2) > 0.98

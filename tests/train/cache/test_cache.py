@@ -147,7 +147,9 @@ def test_killed_anywhere_ends_in_the_same_bytes(curated: Path, cached: Path, tin
     rng = random.Random(0)
     kills = 0
     while kills < 8:
-        process = context.Process(target=cache, args=(curated, curated.parent / "pictures", tiny_model, SETTINGS))
+        process = context.Process(
+            target=cache, args=(curated, Corpus(str(curated.parent / "pictures")), tiny_model, SETTINGS)
+        )
         written = set((curated / "cache").rglob("*"))
         process.start()
         while process.is_alive() and set((curated / "cache").rglob("*")) == written:
