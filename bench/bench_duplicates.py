@@ -164,7 +164,8 @@ def kinds(batch: Batch) -> NDArray[np.uint8]:
 
 def stay(corpus: Corpus, edges: Pairs) -> NDArray[np.bool_]:
     """Which pictures stay when the better of two takes the place of the worse, in stars."""
-    return stars(edges, len(corpus.kind)) == np.arange(len(corpus.kind))
+    keeper = stars(edges, len(corpus.kind))
+    return np.equal(keeper, np.arange(len(keeper)))
 
 
 def imagededup(corpus: Corpus) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
@@ -187,7 +188,7 @@ def scene(rng: random.Random, _number: int, _real: tuple[Path, ...]) -> tuple[Im
     return draw(base), {"hair_color": hair, "eyes_shut": eyes, "clothes_color": clothes, "costume": costume}
 
 
-def drawn(base: Scene, **changes: str) -> Image.Image:
+def drawn(base: Scene, **changes: Any) -> Image.Image:
     """The scene with another look."""
     return draw(replace(base, character=replace(base.character, **changes)))
 
@@ -267,7 +268,7 @@ def random_figure(rng: random.Random) -> Figure:
         shut=False,
         pattern=rng.randrange(4),
         colors=(
-            (rng.randint(215, 255), rng.randint(185, 230), rng.randint(165, 210)),
+            skin,
             color(),
             color(),
             color(),

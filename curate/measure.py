@@ -1,11 +1,11 @@
 """What is measured on a decoded picture.
 
-Nearly everything is measured on the working picture, a reduction to a few hundred pixels: `read` gives both. A JPEG is not
-even decoded at full size for it, so its pixel hash is left open unless nothing else could find its copies.
+Everything but the pixel hash is measured on the working picture, a reduction to a few hundred pixels, for which a JPEG
+is not even decoded at full size. All pixels are hashed only where nothing else could find copies.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import imagehash
 import numpy as np
@@ -38,7 +38,7 @@ class Measures:
     height: int
     """Of the whole picture, upright."""
     pixel_hash: str | None
-    """None where the picture was decoded at a reduced scale."""
+    """None but for nearly blank pictures."""
     phash: int
     sharpness: float
     flatness: float
@@ -48,14 +48,16 @@ class Measures:
 def read(data: bytes, max_pixels: int) -> tuple[Picture, Image.Image, Measures]:
     """Decode a picture as far as needed and measure it: the picture, its working picture, its measures.
 
-    Copies of a JPEG are searched by its perceptual hash, so its pixels need not be known; of a nearly blank one they are.
-    Raises Unreadable.
+    Copies with the same pixels are searched by the perceptual hash, which says nothing of a nearly blank picture: its
+    pixels are hashed here, and those of the others in the stage `pixels`, where it finds a companion. Raises Unreadable.
     """
     picture = decode(data, max_pixels, SIDE)
     working = shrink(picture)
-    measures = measure(picture, working)
-    if measures.pixel_hash is None and measures.flatness >= BLANK:
-        measures = replace(measures, pixel_hash=pixel_hash(decode(data, max_pixels).image))
+    grey, flat = working.convert("L"), flatness(working)
+    hashed = None
+    if flat >= BLANK:
+        hashed = pixel_hash((picture if picture.scale == 1 else decode(data, max_pixels)).image)
+    measures = Measures(*picture.size, hashed, phash(grey), sharpness(grey), flat, border(working))
     return picture, working, measures
 
 
@@ -66,20 +68,6 @@ def shrink(picture: Picture) -> Image.Image:
     """
     factor = 1 << max(1, max(picture.size) // SIDE).bit_length() - 1
     return picture.image.reduce(factor // picture.scale)
-
-
-def measure(picture: Picture, working: Image.Image) -> Measures:
-    """All measures of a picture."""
-    grey = working.convert("L")
-    return Measures(
-        width=picture.size[0],
-        height=picture.size[1],
-        pixel_hash=pixel_hash(picture.image) if picture.scale == 1 else None,
-        phash=phash(grey),
-        sharpness=sharpness(grey),
-        flatness=flatness(working),
-        border=border(working),
-    )
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -165,7 +153,10 @@ def border(image: Image.Image) -> float:
 def _bar(lines: NDArray[np.uint8]) -> int:
     """How many lines from the first one on are of one colour."""
     colour = lines[0].mean(axis=0)
-    low, high = np.ceil(colour - TOLERANCE).clip(0).astype(np.uint8), np.floor(colour + TOLERANCE).clip(max=255).astype(np.uint8)
+    low, high = (
+        np.ceil(colour - TOLERANCE).clip(0).astype(np.uint8),
+        np.floor(colour + TOLERANCE).clip(max=255).astype(np.uint8),
+    )
     found, step = 0, 1
     while found < len(lines):  # Few pictures have bars, so most are done after one line.
         block = lines[found : found + step]

@@ -1,7 +1,8 @@
 """The stage `pixels`: a hash of all pixels, for pictures that may have a copy with the same ones.
 
-`ingest` decodes a JPEG at a reduced scale, which is far cheaper, and so does not know its pixels. A picture with
-the same ones has the same size and nearly the same perceptual hash: only those with such a companion are decoded in full.
+`ingest` decodes a JPEG at a reduced scale, which is far cheaper, and hashing the pixels of a PNG costs as much as
+everything else that is measured on it. A picture with the same pixels has the same size and nearly the same perceptual
+hash: only those with such a companion are decoded again, in full.
 """
 
 from functools import partial

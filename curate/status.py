@@ -12,7 +12,6 @@ from shared.progress import clock, console
 from shared.stages import connect, sql
 from shared.worklist import all_shards
 
-
 UNITS = {"ingest": "files", "posts": "rows", "metadata": "files"}
 """What stages count that do not count pictures."""
 

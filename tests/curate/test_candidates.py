@@ -9,7 +9,9 @@ from curate.dedupe import candidates as module
 from curate.dedupe.candidates import Candidates
 from curate.dedupe.star import Stars
 
-HASHES = st.lists(st.sampled_from([0, 0b11, 0b1111, 0xFF, 0xF0F0 << 20, 0xF0F1 << 20]) | st.integers(0, 2**64 - 1), max_size=30)
+HASHES = st.lists(
+    st.sampled_from([0, 0b11, 0b1111, 0xFF, 0xF0F0 << 20, 0xF0F1 << 20]) | st.integers(0, 2**64 - 1), max_size=30
+)
 
 
 def by_definition(hashes: list[int], distance: int, alike: set[tuple[int, int]]) -> list[int]:

@@ -51,7 +51,10 @@ def test_antialiased(tmp_path: Path):
 def test_any_copy_serves(tmp_path: Path):
     image_id = save(tmp_path / "copy.png", gradient(32, 32))
     (tmp_path / "changed.png").write_bytes(b"something else")
-    assert prepare(Corpus(str(tmp_path)), image_id, ["gone.png", "changed.png", "copy.png"], 128, 16).original_size == (32, 32)
+    assert prepare(Corpus(str(tmp_path)), image_id, ["gone.png", "changed.png", "copy.png"], 128, 16).original_size == (
+        32,
+        32,
+    )
 
 
 @pytest.mark.parametrize(
