@@ -2,9 +2,9 @@
 
     python bench/bench_curate_memory.py [PICTURES ...]      default: 100000 1000000
 
-Writes tars of ten thousand 64 x 64 pictures each (one in twenty a re-encoded copy of another) below bench/.corpus, runs the
-pipeline `illustration` without its limits of size, and samples the memory of the command and its workers (PSS: shared
-pages count once). Prints pictures, seconds of each stage, and the peak.
+Writes tars of ten thousand 64 x 64 pictures each (one in twenty a re-encoded copy of another) below bench/.corpus,
+runs the pipeline `illustration` without its limits of size, and samples the memory of the command and its workers
+(PSS: shared pages count once). Prints pictures, seconds of each stage, and the peak.
 """
 
 import io

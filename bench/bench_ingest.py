@@ -3,9 +3,8 @@
     python bench/bench_ingest.py
 
 One core, pictures in memory, 1.8 megapixels: drawings of the demo at that size, under grain, so that they compress like
-illustrations. Ours is everything the stage `ingest` does with the bytes:
-sha256, decoding, perceptual hash, sharpness, flatness, border, the descriptor for the
-comparison of copies. Prints medians over the pictures.
+illustrations. Ours is everything the stage `ingest` does with the bytes: sha256, decoding, perceptual hash, sharpness,
+flatness, border, the descriptor for the comparison of copies. Prints medians over the pictures.
 """
 
 import hashlib
@@ -89,7 +88,7 @@ def steps(files: list[bytes]) -> dict[str, float]:
     pictures = {data: decode(data, MAX_PIXELS, measure.SIDE) for data in files}
     working = {data: measure.shrink(picture) for data, picture in pictures.items()}
     grey = {data: image.convert("L") for data, image in working.items()}
-    found = {
+    return {
         "sha256 of the file": median(lambda data: hashlib.sha256(data).hexdigest(), files),
         "decode": median(lambda data: decode(data, MAX_PIXELS, measure.SIDE), files),
         "reduce": median(lambda data: measure.shrink(pictures[data]), files),
@@ -99,7 +98,6 @@ def steps(files: list[bytes]) -> dict[str, float]:
         "border": median(lambda data: measure.border(working[data]), files),
         "descriptor": median(lambda data: describe(working[data]), files),
     }
-    return found
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ MEASURES = pa.schema(
 the quality factor of a JPEG."""
 
 COPIES = pa.schema([pa.field("pixel_hash", pa.string()), pa.field("descriptor", pa.binary())])
-"""What the search for copies needs beside the measures. The pixel hash is null where the picture was decoded at a
-reduced scale: see `curate.pixels`."""
+"""What the search for copies needs beside the measures. The pixel hash is null but for nearly blank pictures: see
+`curate.pixels`."""
 
 INGEST = pa.schema(
     [
@@ -265,4 +265,4 @@ def unreadable(detail: str) -> Row:
     return {"error": "unreadable", "detail": detail}
 
 
-STAGE = Stage(settings=IngestSettings, version=2, run=run, incremental=True)
+STAGE = Stage(settings=IngestSettings, version=3, run=run, incremental=True)

@@ -49,7 +49,9 @@ def read(data: bytes, max_pixels: int) -> tuple[Picture, Image.Image, Measures]:
     """Decode a picture as far as needed and measure it: the picture, its working picture, its measures.
 
     Copies with the same pixels are searched by the perceptual hash, which says nothing of a nearly blank picture: its
-    pixels are hashed here, and those of the others in the stage `pixels`, where it finds a companion. Raises Unreadable.
+    pixels are hashed here, and those of the others in the stage `pixels`, where it finds a companion.
+
+    Raises Unreadable.
     """
     picture = decode(data, max_pixels, SIDE)
     working = shrink(picture)

@@ -48,7 +48,8 @@ CHUNKS = pa.schema(
         pa.field("key", pa.string(), nullable=False),
     ]
 )
-"""`origin`, the table, is relative to the source where it lies in it. `chunk` counts bytes (JSON lines) or row groups (Parquet)."""
+"""`origin`, the table, is relative to the source where it lies in it. `chunk` counts bytes (JSON lines) or row groups
+(Parquet)."""
 
 POSTS = pa.schema(
     [
@@ -63,8 +64,8 @@ POSTS = pa.schema(
         pa.field("metadata_error", pa.string()),
     ]
 )
-"""`place` is a line of CSV, a byte of JSON lines, a row of Parquet. `kind` is a Key, `key` its value; `error` says why a
-row is of no use."""
+"""`place` is a line of CSV, a byte of JSON lines, a row of Parquet. `kind` is a Key, `key` its value; `error` says why
+a row is of no use."""
 
 _EXCESS = "\0excess"
 

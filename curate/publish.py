@@ -1,7 +1,7 @@
 """The end of every run: `curated/`, the dataset, and `rejects.parquet`, everything else with a reason.
 
-Every file of the source is in the `locations` of exactly one row of the two, except metadata. Both depend on the corpus and the
-settings alone: no times, no absolute paths.
+Every file of the source is in the `locations` of exactly one row of the two, except metadata. Both depend on the corpus
+and the settings alone: no times, no absolute paths.
 """
 
 from collections.abc import Sequence

@@ -107,9 +107,9 @@ def _picture(image: Image.Image, max_pixels: int, side: int | None) -> Picture:
     image.load()
     alpha = image.has_transparency_data
     rgb = to_rgb(image)  # Before anything seeks to other frames: that would drop the pixels.
-    size = rgb.size  # Of a picture inside a container, the container's header may have said something else.
-    if scale > 1:
-        size = (height, width) if _orientation(image) >= 5 else (width, height)
+    upright = (height, width) if _orientation(image) >= 5 else (width, height)
+    # The header of a container may have said something else than the picture inside it.
+    size = rgb.size if scale == 1 else upright
     return Picture(rgb, size, scale, file_format, mode, alpha, _quality(image), _frames(image))
 
 

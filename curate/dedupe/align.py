@@ -78,8 +78,8 @@ def _step(a: Floats, b: Floats, slopes_b: tuple[Floats, Floats], found: Floats) 
     weighted = jacobian * weight[:, None]
     normal = weighted @ jacobian.transpose(0, 2, 1)
     normal[:, range(6), range(6)] += DAMPING * np.float32(side * side)
-    step: Floats = np.linalg.solve(normal, weighted @ residual[:, :, None])[:, :, 0]
-    return step
+    step = np.linalg.solve(normal, weighted @ residual[:, :, None])[:, :, 0]
+    return step.astype(np.float32)
 
 
 def centers(side: int) -> Floats:

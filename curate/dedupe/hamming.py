@@ -1,13 +1,14 @@
 """All pairs of 64-bit hashes within a Hamming distance, exactly, in time that grows little faster than their number.
 
-Cut the bits into more blocks than `distance`. Two hashes that differ in at most `distance` bits agree in all but at most
-`distance` blocks. So, for every choice of all but `distance` blocks: move the bits of the choice to the top (the key),
-sort, and compare the hashes in each run of equal keys (Manku, Jain and Das Sarma, "Detecting near-duplicates for web
-crawling", WWW 2007). More blocks mean more sorts and fewer comparisons; a model of the cost finds their number.
+Cut the bits into more blocks than `distance`. Two hashes that differ in at most `distance` bits agree in all but at
+most `distance` blocks. So, for every choice of all but `distance` blocks: move the bits of the choice to the top (the
+key), sort, and compare the hashes in each run of equal keys (Manku, Jain and Das Sarma, "Detecting near-duplicates for
+web crawling", WWW 2007). More blocks mean more sorts and fewer comparisons; a model of the cost finds their number.
 
 What always holds:
 
-- A pair that agrees in many blocks meets in many choices. It counts in one, that of the first blocks in which it agrees.
+- A pair that agrees in many blocks meets in many choices. It counts in one, that of the first blocks in which it
+  agrees.
 - Hashes of real pictures crowd together. A run that is too long to be compared is searched like the whole, by the bits
   outside its key. Nothing is ever left out.
 """

@@ -31,7 +31,8 @@ class Stars:
 
     def kept(self) -> NDArray[np.bool_]:
         """Which nodes are decided to stay."""
-        return self._state == _KEPT
+        kept: NDArray[np.bool_] = self._state == _KEPT
+        return kept
 
     def decide(self, first: int, last: int, candidates: Pairs) -> None:
         """Decide about the nodes from `first` up to `last`, exclusively.

@@ -33,7 +33,9 @@ CHUNK = 32
 """Pairs that are compared at a time: half a megabyte per plane, so that they stay in the cache. 16 and 64 are 10 %
 slower."""
 
-RELIT = 2.5
+RELIT, MOST_RELIT = 2.5, 1.5
+"""In another light more may differ than a fit explains: RELIT times the change of the gain is added to the tolerance, as
+a share of it, until it is MOST_RELIT times as large."""
 
 MARGIN = 1.6
 """Pixels along the edges that are not looked at: what lies beyond the edge of a crop is mixed into them."""
@@ -137,7 +139,7 @@ def _judge(a: Planes, b: Planes, windows: Floats, sizes_a: NDArray[np.int32], si
     """Compare planes that lie on each other; a are windows of the pictures with sizes_a."""
     lights = light(a, b, inside(windows, CHROMA))
     bright, mask = lit(a, lights), inside(windows, LUMA, MARGIN)
-    doubt = np.minimum(1 + RELIT * np.abs(lights[:, 0] - 1), 1.5)
+    doubt = np.minimum(1 + RELIT * np.abs(lights[:, 0] - 1), MOST_RELIT).astype(np.float32)
     differences = excess(bright, b) * mask / doubt[:, None, None]
     forgiven = _marked(differences) | _stripped(bright.planes, b, differences, mask)
     differences *= ~forgiven[:, None, None] | (differences <= 1)

@@ -35,16 +35,6 @@ test:
     caption.compose: {}
 """
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def data() -> Path:
-    """The pictures of other people, where they are at hand."""
-    if not DATA.is_dir():
-        pytest.skip("needs ../shared/data")
-    return DATA
-
 
 def draw(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
     """A drawing on white that is like no other."""

@@ -78,11 +78,8 @@ def test_every_dropped_picture_is_near_a_keeper_that_is_kept(run_stage, make):
         phash = bases[number % 12]
         for bit in random.integers(0, 64, int(random.integers(0, 5))):
             phash ^= 1 << int(bit)
-        rows.append(
-            make.picture(
-                f"{number:03}", phash=phash, **dict.fromkeys(("width", "height"), int(random.integers(90, 110)))
-            )
-        )
+        side = int(random.integers(90, 110))
+        rows.append(make.picture(f"{number:03}", phash=phash, width=side, height=side))
     ids = [row["image_id"] for row in rows]
     found = {
         row["image_id"]: row for row in run_stage(near.STAGE, {"ingest": rows, "exact": make.kept(*ids)}, NEAR_TABLE)

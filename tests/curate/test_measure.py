@@ -47,23 +47,23 @@ def test_phash_of_a_palette_with_a_transparent_colour_is_imagehash_on_white(make
     assert f"{phash(found):016x}" == str(imagehash.phash(Image.fromarray(pixels)))
 
 
-def test_phash_agrees_with_golden_hashes(data):
-    golden = json.loads((data / "near_duplicates/imagehash/ground_truth.json").read_text())
-    picture = decode((data / "near_duplicates/imagehash/imagehash.png").read_bytes())
+def test_phash_agrees_with_golden_hashes(shared_data):
+    golden = json.loads((shared_data / "near_duplicates/imagehash/ground_truth.json").read_text())
+    picture = decode((shared_data / "near_duplicates/imagehash/imagehash.png").read_bytes())
     assert f"{phash(picture.image):016x}" == golden["imagehash.png"]["phash"]
 
 
-def test_phash_is_one_bit_from_the_hashes_of_imagededup(data):
+def test_phash_is_one_bit_from_the_hashes_of_imagededup(shared_data):
     """imagededup leaves the constant term out of the median and pictures lying on their side."""
-    folder = data / "near_duplicates/imagededup"
+    folder = shared_data / "near_duplicates/imagededup"
     golden = json.loads((folder / "golden.json").read_text())
     for name, expected in golden["phash"].items():
         with Image.open(folder / golden["dir"] / name) as image:
             assert (phash(image.convert("RGB")) ^ int(expected, 16)).bit_count() <= 1, name
 
 
-def test_pixel_hash_groups_files_as_danbooru_does(data):
-    folder = data / "near_duplicates/danbooru_dupes"
+def test_pixel_hash_groups_files_as_danbooru_does(shared_data):
+    folder = shared_data / "near_duplicates/danbooru_dupes"
     with (folder / "ground_truth.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["icc"] == "False"]
     opaque = [row for row in rows if row["mode"] in ("RGB", "L")]
@@ -146,17 +146,19 @@ def test_a_jpeg_is_measured_like_its_pixels_in_a_png(make):
         assert SIDE <= max(small.size) < 2 * SIDE
         assert np.abs(np.asarray(small, int) - np.asarray(other, int)).mean() < 1
         assert (found.width, found.height) == (1100, 1500)
-        assert (found.pixel_hash, expected.pixel_hash) == (None, pixel_hash(image.convert("RGB")))
+        assert found.pixel_hash is None
+        assert expected.pixel_hash is None
         assert (found.phash ^ expected.phash).bit_count() <= 2
         assert found.sharpness == pytest.approx(expected.sharpness, rel=0.05)
         assert found.flatness == pytest.approx(expected.flatness, abs=0.03)
         assert found.border == pytest.approx(expected.border, abs=0.02)
 
 
-def test_the_pixels_of_a_blank_jpeg_are_known(make):
+@pytest.mark.parametrize("encode", [jpeg, stored])
+def test_the_pixels_of_a_blank_picture_are_known(encode, make):
     image = Image.new("RGB", (900, 700), "white")
     image.paste(make.draw(1, (40, 40)), (400, 300))
-    data = jpeg(image)
+    data = encode(image)
     assert read(data, 10**9)[2].pixel_hash == pixel_hash(decode(data).image)
 
 

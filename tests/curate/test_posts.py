@@ -252,6 +252,10 @@ def test_user_errors(files, tables, key, message, tmp_path):
         (tmp_path / name).write_text(text)
     chosen = tables and [tmp_path / name for name in tables]
     corpus = Corpus(str(tmp_path))
-    with pytest.raises(UserError, match=message):
+
+    def cut():
         for table in posts.tables(corpus, posts.PostsSettings(tables=chosen, key=key)):
             posts.cut(corpus, table, key)
+
+    with pytest.raises(UserError, match=message):
+        cut()

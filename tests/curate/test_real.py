@@ -5,9 +5,9 @@ import csv
 from shared.images import MAX_PIXELS
 
 
-def test_illustrations(data, curate):
-    result = curate(data / "illustrations", "ingest.shard_rows=64", workers=2)
-    with (data / "illustrations/metadata.csv").open(encoding="utf-8", newline="") as file:
+def test_illustrations(shared_data, curate):
+    result = curate(shared_data / "illustrations", "ingest.shard_rows=64", workers=2)
+    with (shared_data / "illustrations/metadata.csv").open(encoding="utf-8", newline="") as file:
         truth = {row["file"]: row for row in csv.DictReader(file)}
     kept, reasons = result.kept(), result.reasons()
     assert len(truth) == 409
@@ -26,8 +26,8 @@ def test_illustrations(data, curate):
             assert (row["width"], row["height"]) == (int(truth[name]["width"]), int(truth[name]["height"]))
 
 
-def test_hostile_images(data, curate):
-    root = data / "hostile_images"
+def test_hostile_images(shared_data, curate):
+    root = shared_data / "hostile_images"
     result = curate(root, "ingest.shard_rows=64", workers=2)
     with (root / "labels.csv").open(newline="") as file:
         labels = {row["file"]: row for row in csv.DictReader(file)}

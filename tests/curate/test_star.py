@@ -1,5 +1,7 @@
 """Stars, against the definition."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ def test_only_candidates_that_are_verified_count_and_only_keepers_are_asked(cand
 def test_the_cut_into_blocks_does_not_matter(edges, cuts):
     bounds = sorted({0, NODES, *cuts})
     found = Stars(NODES, lambda pairs: np.ones(len(pairs), bool))
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         dropped = set(np.flatnonzero(~found.kept()[:first]).tolist())
         block = [edge for edge in set(edges) if first <= edge[1] < last and edge[0] not in dropped]
         found.decide(first, last, array(block))
