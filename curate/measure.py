@@ -53,7 +53,7 @@ def read(data: bytes, max_pixels: int) -> tuple[Picture, Image.Image, Measures]:
 
     Raises Unreadable.
     """
-    picture = decode(data, max_pixels, SIDE)
+    picture = decode(data, max_pixels, (SIDE, 1))
     working = shrink(picture)
     grey, flat = working.convert("L"), flatness(working)
     hashed = None

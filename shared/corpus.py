@@ -9,16 +9,20 @@ A member is read with one request for just its bytes; nothing of a tar is ever u
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
+
+from shared.files import os_error
+from shared.images import Unreadable
 
 _MEMBER = re.compile(r"(?P<file>.+\.tar)/(?P<name>.*)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 
@@ -68,6 +72,23 @@ class Corpus:
         if len(data) < size:
             raise OSError(errno.EIO, f"{found['file']} ends before this member does")
         return data
+
+    def read_picture(self, image_id: str, locations: Sequence[str]) -> bytes:
+        """The bytes of a picture, from the first of its copies that is still what it was.
+
+        Raises Unreadable where there is none: unreadable, or changed.
+        """
+        problem = Unreadable("unreadable", "no location")
+        for location in locations:
+            try:
+                data = self.read(location)
+            except OSError as error:
+                problem = Unreadable("unreadable", f"{location}: {os_error(error)}")
+                continue
+            if hashlib.sha256(data).hexdigest() == image_id:
+                return data
+            problem = Unreadable("changed", f"{location} is not the file any more that was curated")
+        raise problem
 
     def _read(self, file: str, offset: int = 0, size: int | None = None) -> bytes:
         if self.folder is not None:

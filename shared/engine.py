@@ -20,6 +20,9 @@ ENGINES = ("local", "ray")
 class Engine(Protocol):
     """Runs picklable functions; results come in the order in which they are finished."""
 
+    cores: int
+    """How many processes may work on this machine at once."""
+
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         """Yield `function(task)` for every task."""
         ...
@@ -29,7 +32,7 @@ class LocalEngine:
     """Processes on this machine. One worker means this very process."""
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
+        self.cores = workers
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         """Yield `function(task)` for every task.
@@ -37,13 +40,13 @@ class LocalEngine:
         Raises UserError when a worker is killed (out of memory, a crash in a decoder): finished shards
         are on disk by then, and the next run goes on behind them.
         """
-        workers = min(self._workers, len(tasks))
+        workers = min(self.cores, len(tasks))
         if workers <= 1:
             yield from map(function, tasks)
             return
         # Spawned, because a forked child would inherit locks held by DuckDB's and Arrow's threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent) as pool:
             yield from _bounded(pool, function, tasks, ahead=2 * workers)
 
 
@@ -69,7 +72,7 @@ def open_engine(name: str, workers: int | None = None) -> Iterator[Engine]:
         raise UserError(f"no engine {name!r}; there are {' and '.join(ENGINES)}")
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """End this worker when its parent ends: killed, it would leave the worker waiting for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None

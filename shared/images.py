@@ -66,11 +66,11 @@ class Picture:
     """More than one in an animated file (or one with several pages); `image` is the first."""
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Picture:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, enough: tuple[int, int] | None = None) -> Picture:
     """Decode the first frame of an image file.
 
-    With `side`, at least that many pixels on the longer side are enough, where the picture has them: a JPEG is reduced
-    by 2, 4 or 8 while it is decoded, each pixel the mean of a square, which costs a fraction of the time. All other
+    `enough` is how many pixels the longer and the shorter side need, where the picture has them: a JPEG is reduced by
+    2, 4 or 8 while it is decoded, each pixel the mean of a square, which costs a fraction of the time. All other
     formats are decoded in full. Either way the whole file is read: what is broken is refused.
 
     Raises Unreadable with the reasons empty_file, not_an_image, too_many_pixels, or undecodable.
@@ -83,7 +83,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata; the picture itself is what counts.
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return _picture(image, max_pixels, side)
+                return _picture(image, max_pixels, enough)
         except Unreadable:
             raise
         except UnidentifiedImageError:
@@ -96,14 +96,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, side: int | None = None) -
             raise Unreadable("undecodable", f"{type(error).__name__}: {error}") from None
 
 
-def _picture(image: Image.Image, max_pixels: int, side: int | None) -> Picture:
+def _picture(image: Image.Image, max_pixels: int, enough: tuple[int, int] | None) -> Picture:
     width, height = image.size
     if width * height > max_pixels:
         raise Unreadable("too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels")
     if not width or not height:
         raise Unreadable("undecodable", f"{width} x {height} pixels")
     file_format, mode = image.format or "", image.mode
-    scale = _ask_for_less(image, side) if side else 1
+    scale = _ask_for_less(image, enough) if enough else 1
     image.load()
     alpha = image.has_transparency_data
     rgb = to_rgb(image)  # Before anything seeks to other frames: that would drop the pixels.
@@ -113,10 +113,10 @@ def _picture(image: Image.Image, max_pixels: int, side: int | None) -> Picture:
     return Picture(rgb, size, scale, file_format, mode, alpha, _quality(image), _frames(image))
 
 
-def _ask_for_less(image: Image.Image, side: int) -> int:
+def _ask_for_less(image: Image.Image, enough: tuple[int, int]) -> int:
     """Have the decoder reduce the picture, if it can; returns the factor."""
     longer = max(image.size)
-    image.draft(None, (side, 1) if image.width == longer else (1, side))
+    image.draft(None, enough if image.width == longer else enough[::-1])
     return round(longer / max(image.size))  # The reduced side is rounded up.
 
 

@@ -56,6 +56,7 @@ class RayEngine:
         Raises UserError where there is no cluster.
         """
         self._workers = workers
+        self.cores = os.cpu_count() or 1
         self._seen = (0, 0)
         address = address or os.environ.get("RAY_ADDRESS") or "auto"
         where = "on this machine" if address == "auto" else f"at {address}"

@@ -15,7 +15,7 @@ Items that have left the corpus keep their results; `live.parquet`, the keys of 
 
 import filecmp
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,18 +176,29 @@ def process(
 
     Progress is counted in `unit`s, each of `scale` of the shards' weight.
     """
+    finish(shards, partial(engine.map, partial(_finish, function)), label, unit, scale)
+
+
+def finish(
+    shards: Sequence[Shard],
+    work: Callable[[Sequence[Shard]], Iterator[Shard]],
+    label: str,
+    unit: str,
+    scale: int = 1,
+) -> None:
+    """As `process`, for `work` that takes many shards at once, and yields each when its part is written."""
     pending = [shard for shard in shards if not shard.part.exists()]
     if not pending:
         return
     total = sum(shard.weight for shard in shards)
     done = total - sum(shard.weight for shard in pending)
     with Meter(label, total, unit, done, scale) as meter:
-        for weight in engine.map(partial(_finish, function), pending):
-            meter.advance(weight)
+        for shard in work(pending):
+            meter.advance(shard.weight)
     if missing := [shard for shard in pending if not shard.part.exists()]:
         raise UserError(f"{missing[0].part}: was written, but is not to be seen here; do all nodes share this folder?")
 
 
-def _finish(function: Callable[[Shard], None], shard: Shard) -> int:
+def _finish(function: Callable[[Shard], None], shard: Shard) -> Shard:
     function(shard)
-    return shard.weight
+    return shard

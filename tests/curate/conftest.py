@@ -1,7 +1,7 @@
 """Small corpora, runs of `curate`, and stages on tables made by hand."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,33 @@ def curate(pipelines: Path, tmp_path: Path) -> Curate:
     return start
 
 
+KNOWN = {"ingest": INGEST, "metadata": UNITED, "pixels": PIXELS}
+
+
 @pytest.fixture
-def run_stage(tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """Run one stage on tables given as rows; columns that are left out are null."""
+def write_tables(tmp_path: Path) -> Callable[..., dict[str, Path]]:
+    """Write tables given as rows, and give their folders; columns that are left out are null."""
+
+    def write(
+        tables: Mapping[str, Sequence[Mapping[str, Any]]], schemas: Mapping[str, pa.Schema] = {}
+    ) -> dict[str, Path]:
+        folders = {}
+        if "ingest" in tables:
+            readable = [row for row in tables["ingest"] if not row.get("error")]
+            tables = {"metadata": readable, "pixels": []} | dict(tables)
+        for name, rows in tables.items():
+            folders[name] = tmp_path / name
+            folders[name].mkdir(exist_ok=True)
+            table = pa.Table.from_pylist(list(rows), (KNOWN | dict(schemas)).get(name, DECISIONS))
+            pq.write_table(table, folders[name] / "part-00000.parquet")
+        return folders
+
+    return write
+
+
+@pytest.fixture
+def run_stage(tmp_path: Path, write_tables: Callable[..., dict[str, Path]]) -> Callable[..., list[dict[str, Any]]]:
+    """Run one stage on tables given as rows."""
 
     def start(
         stage: Stage[Any],
@@ -137,20 +161,10 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., list[dict[str, Any]]]]:
         schemas: Mapping[str, pa.Schema] = {},
         **settings: Any,
     ) -> list[dict[str, Any]]:
-        folders = {}
-        known = {"ingest": INGEST, "metadata": UNITED, "pixels": PIXELS}
-        schemas = known | dict(schemas)
-        if "ingest" in tables:
-            readable = [row for row in tables["ingest"] if not row.get("error")]
-            tables = {"metadata": readable, "pixels": []} | dict(tables)
-        for name, rows in tables.items():
-            folders[name] = tmp_path / name
-            folders[name].mkdir(exist_ok=True)
-            table = pa.Table.from_pylist(list(rows), schemas.get(name, DECISIONS))
-            pq.write_table(table, folders[name] / "part-00000.parquet")
+        folders = write_tables(tables, schemas)
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        deciders = tuple(name for name in tables if name not in schemas)
+        deciders = tuple(name for name in tables if name not in KNOWN | dict(schemas))
         stage.run(
             Job(
                 source="",

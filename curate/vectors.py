@@ -1,0 +1,190 @@
+"""Tables with a vector per picture, made by a model that looks at it: embeddings, probabilities of classes.
+
+The model works on the GPUs of this machine, one copy each, or on its CPU; processes read and decode ahead of it.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+
+from shared.corpus import Corpus
+from shared.errors import UserError
+from shared.files import atomic_file, write_text
+from shared.fingerprint import fingerprint
+from shared.images import MAX_PIXELS
+from shared.settings import Settings
+from shared.stages import Job
+from shared.vision import Precision
+from shared.vision.geometry import Geometry
+from shared.worklist import Shard, WorkList, finish
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and is needed only where there is work.
+    from torch import nn
+
+    from shared.vision.encode import Encoded
+
+ABOUT = "about.json"
+"""Beside the parts: what made them."""
+
+
+class VectorSettings(Settings):
+    """How pictures are brought to a model."""
+
+    precision: Precision = "float16"
+    """What a GPU computes in."""
+    exact: bool = False
+    """Decode JPEGs in full, as other tools do: scores are theirs to rounding, and decoding takes twice as long."""
+    batch: PositiveInt = 128
+    """Pictures that are computed together."""
+    max_pixels: PositiveInt = MAX_PIXELS
+    """As in `ingest`."""
+    shard_rows: PositiveInt = 4096
+    """Pictures per shard, the unit of resume."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """From normalised pictures (n, 3, side, side) to vectors (n, dim)."""
+
+    module: "nn.Module"
+    geometry: Geometry
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    about: dict[str, Any]
+    """What the vectors depend on: the model's name, a hash of its weights, how pictures are prepared."""
+
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        import torch
+
+        side = self.geometry.side
+        with torch.inference_mode():
+            return int(self.module(torch.zeros(1, 3, side, side)).shape[1])
+
+
+def run(job: Job[Any], load: Callable[[], Model], column: str) -> str:
+    """Bring the table up to date with the pictures that are still kept; returns a digest of these and the model.
+
+    `load` gives the model, and is called only where there is something to do; `column` is the name of the vectors.
+    """
+    work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
+    with job.connect() as connection:
+        work.extend(connection.sql(_PICTURES).to_arrow_reader())
+        digest = work.declare(connection.sql(f"SELECT image_id FROM ({_PICTURES})").to_arrow_reader())
+    shards = work.shards()
+    if not all(shard.part.exists() for shard in shards) or not (job.folder / ABOUT).exists():
+        _compute(job, load(), shards, column)
+    about = read_about(job.folder)
+    work.allow_empty(schema(column, about))
+    return fingerprint([digest, about])
+
+
+_PICTURES = """
+    SELECT image_id, list(location ORDER BY location) AS locations
+    FROM ingest SEMI JOIN survivors USING (image_id)
+    WHERE error IS NULL GROUP BY image_id ORDER BY min(location)
+"""
+"""In the order in which they lie in the source, so that a tar is read from its start to its end."""
+
+
+def schema(column: str, about: dict[str, Any]) -> pa.Schema:
+    """Of the table: vectors are float16, and null where `error` says why."""
+    fields = [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field(column, pa.binary(2 * about["dim"])),
+        pa.field("error", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+    return pa.schema(fields, {"about": json.dumps(about)})
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What made the vectors in a folder: `Model.about`, precision, dim."""
+    found: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return found
+
+
+def read_vectors(job: Job[Any], stage: str, column: str) -> Iterator[tuple[pa.Array, NDArray[np.float16]]]:
+    """The image ids and vectors (n, dim) of a stage's table, in pieces; pictures without a vector are left out."""
+    dim = read_about(job.tables[stage])["dim"]
+    with job.connect() as connection:
+        query = f"SELECT image_id, {column} FROM {stage} WHERE {column} IS NOT NULL"
+        for batch in connection.sql(query).to_arrow_reader(8192):
+            vectors = np.frombuffer(b"".join(batch[column].to_pylist()), "<f2").reshape(-1, dim)
+            yield batch["image_id"], vectors
+
+
+def _compute(job: Job[Any], model: Model, shards: Sequence[Shard], column: str) -> None:
+    from shared.vision.encode import encode
+    from shared.vision.feeder import Feeder
+    from shared.vision.forward import Forward, devices
+
+    settings, places = job.settings, devices()
+    forwards = [Forward(model.module, model.mean, model.std, place, settings.precision) for place in places]
+    about = _claim(job.folder, model.about | {"precision": forwards[0].precision, "dim": model.dim()})
+    feeder = Feeder(
+        Corpus(job.source), model.geometry, settings.max_pixels, settings.batch, job.engine.cores, len(places)
+    )
+    with feeder:
+        write = partial(_write, schema(column, about))
+        work = partial(encode, feeder=feeder, forwards=forwards, batch=settings.batch, write=write)
+        finish(shards, work, job.folder.parent.name, "pictures")
+
+
+def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Write down what makes the vectors in a folder. Raises UserError where others lie in it."""
+    if not any(folder.glob("part-*.parquet")):
+        write_text(folder / ABOUT, json.dumps(about, indent=2))
+    earlier = read_about(folder)
+    for key in about:
+        if earlier.get(key) != json.loads(json.dumps(about[key])):
+            raise UserError(
+                f"{folder}: what lies here was made with {key} = {earlier.get(key)!r}, now it is {about[key]!r}; "
+                "use the same model, or delete the folder to compute everything again"
+            )
+    return earlier
+
+
+def _write(table: pa.Schema, shard: Shard, parts: Sequence["Encoded"]) -> None:
+    """Write the part of one shard."""
+    rows = pa.concat_tables(_rows(table, part) for part in parts)
+    with atomic_file(shard.part) as temporary:
+        pq.write_table(
+            rows,
+            temporary,
+            compression="none",  # Such vectors do not compress.
+            use_dictionary=["error"],
+            write_statistics=["image_id", "error"],
+        )
+
+
+def _rows(table: pa.Schema, part: "Encoded") -> pa.Table:
+    finite = np.isfinite(part.vectors).min(axis=1).tolist()
+    problems = [
+        problem or (None if good else ("not_finite", "the model gave numbers that are not finite"))
+        for problem, good in zip(part.problems, finite, strict=True)
+    ]
+    columns = [
+        pa.array([item["image_id"] for item in part.items]),
+        _binary(part.vectors, pa.array([problem is None for problem in problems])),
+        pa.array([problem and problem[0] for problem in problems], pa.string()),
+        pa.array([problem and problem[1] for problem in problems], pa.string()),
+    ]
+    return pa.table(columns, schema=table)
+
+
+def _binary(vectors: NDArray[np.float32], valid: pa.BooleanArray) -> pa.FixedSizeBinaryArray:
+    """float16 bytes, null where not `valid`."""
+    with np.errstate(over="ignore"):
+        halves = np.ascontiguousarray(vectors, "<f2")
+    width = pa.binary(halves.shape[1] * halves.itemsize)
+    return pa.FixedSizeBinaryArray.from_buffers(width, len(halves), [valid.buffers()[1], pa.py_buffer(halves)])
