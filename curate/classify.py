@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from curate import vectors
 from shared.errors import UserError
 from shared.stages import Job, Stage
+from shared.vision import table
 from shared.vision.geometry import Geometry
 
 
-class ClassifySettings(vectors.VectorSettings):
+class ClassifySettings(table.VisionSettings):
     """A classifier in timm's layout: a folder with config.json and model.safetensors."""
 
     model: str
@@ -17,16 +17,23 @@ class ClassifySettings(vectors.VectorSettings):
 
 def run(job: Job[ClassifySettings]) -> str:
     """Classify what is new."""
-    return vectors.run(job, lambda: load_classifier(job.settings.model, job.settings.exact), "probabilities")
+
+    def load() -> tuple[table.Model, table.Columns]:
+        return load_classifier(job.settings.model, job.settings.exact), table.halves
+
+    return table.run(job, load, table.halves_field("probabilities"))
 
 
-def load_classifier(model: str, exact: bool) -> vectors.Model:
+def load_classifier(model: str, exact: bool) -> table.Model:
     """A classifier of timm, followed by a softmax. Raises UserError where there is none, or one without weights."""
-    import timm  # It imports PyTorch.
+    try:
+        import timm  # It imports PyTorch.
+    except ModuleNotFoundError as error:
+        raise UserError(f"classify: {error}; pip install 'illustrious-lu[aesthetic]'") from None
     from timm.data.config import resolve_model_data_config
     from torch import nn
 
-    from curate.clip import weights_hash
+    from shared.vision.weights import weights_hash
 
     if not model.startswith(("hf-hub:", "local-dir:")):
         raise UserError(f"classify.model = {model!r}: give hf-hub:NAME or local-dir:FOLDER")
@@ -46,7 +53,7 @@ def load_classifier(model: str, exact: bool) -> vectors.Model:
         crop=prepare["crop_pct"],
     )
     names = classifier.pretrained_cfg.get("label_names")
-    return vectors.Model(
+    return table.Model(
         module=nn.Sequential(classifier, nn.Softmax(dim=-1)),
         geometry=geometry,
         mean=prepare["mean"],
@@ -54,6 +61,7 @@ def load_classifier(model: str, exact: bool) -> vectors.Model:
         about={
             "model": model,
             "weights": weights_hash(classifier),
+            "dim": classifier.num_classes,
             "preprocessing": {**prepare, "decode": "full" if exact else "reduced"},
             "classes": list(names) if names else None,
         },

@@ -1,6 +1,5 @@
 """Image towers of open_clip: contrastive models whose embeddings of pictures are compared and scored."""
 
-import hashlib
 import warnings
 from typing import Any
 
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from curate.vectors import Model
 from shared.errors import UserError
 from shared.vision.geometry import Geometry
+from shared.vision.table import Model
+from shared.vision.weights import weights_hash
 
 _MODES = {"shortest": "crop", "squash": "squash"}
 """open_clip's names of the ways to a square, and ours."""
@@ -43,27 +43,22 @@ def load_tower(model: str, pretrained: str | None, exact: bool) -> Model:
             "tags or the file of a checkpoint, or hf-hub:NAME or local-dir:FOLDER with pretrained = null"
         ) from None
     prepare = open_clip.get_model_preprocess_cfg(clip)
+    geometry, tower = _geometry(model, prepare, exact), _Normalised(clip.visual).eval()
+    with torch.inference_mode():
+        dim = tower(torch.zeros(1, 3, geometry.side, geometry.side)).shape[1]
     return Model(
-        module=_Normalised(clip.visual),
-        geometry=_geometry(model, prepare, exact),
+        module=tower,
+        geometry=geometry,
         mean=tuple(prepare["mean"]),
         std=tuple(prepare["std"]),
         about={
             "model": model,
             "pretrained": pretrained,
             "weights": weights_hash(clip.visual),
+            "dim": dim,
             "preprocessing": {**prepare, "decode": "full" if exact else "reduced"},
         },
     )
-
-
-def weights_hash(model: nn.Module) -> str:
-    """What a model is, wherever it was loaded from: a hash of its parameters and buffers, names included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _geometry(model: str, prepare: dict[str, Any], exact: bool) -> Geometry:

@@ -1,10 +1,11 @@
 """The stage `embed`: an embedding of every picture that is still kept, for later stages to score and compare."""
 
-from curate import vectors
+from shared.errors import UserError
 from shared.stages import Job, Stage
+from shared.vision import table
 
 
-class EmbedSettings(vectors.VectorSettings):
+class EmbedSettings(table.VisionSettings):
     """The image tower of a contrastive model."""
 
     model: str = "ViT-L-14"
@@ -16,12 +17,14 @@ class EmbedSettings(vectors.VectorSettings):
 def run(job: Job[EmbedSettings]) -> str:
     """Embed what is new."""
 
-    def load() -> vectors.Model:
-        from curate.clip import load_tower  # It imports PyTorch.
+    def load() -> tuple[table.Model, table.Columns]:
+        try:
+            from curate.clip import load_tower  # It imports PyTorch.
+        except ModuleNotFoundError as error:
+            raise UserError(f"embed: {error}; pip install 'illustrious-lu[aesthetic]'") from None
+        return load_tower(job.settings.model, job.settings.pretrained, job.settings.exact), table.halves
 
-        return load_tower(job.settings.model, job.settings.pretrained, job.settings.exact)
-
-    return vectors.run(job, load, "embedding")
+    return table.run(job, load, table.halves_field("embedding"))
 
 
 STAGE = Stage(settings=EmbedSettings, version=1, run=run, incremental=True)

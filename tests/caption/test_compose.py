@@ -2,7 +2,7 @@
 
 import pytest
 
-from caption.compose import KAOMOJI, compose, ordered, spell
+from caption.compose import KAOMOJI, compose, modifiers_of, ordered, spell
 
 ALL = ("tags", "text", "tags_text")
 
@@ -54,3 +54,19 @@ def test_variants_are_those_asked_for_and_possible():
     assert [caption["variant"] for caption in compose([tag("frog")], "A frog.", ("text", "tags"))] == ["text", "tags"]
     assert [caption["variant"] for caption in compose([], "A frog.", ALL)] == ["text"]
     assert compose([tag("highres", "meta")], "  ", ALL) == []
+
+
+def test_rating_quality_and_year_stand_where_illustrious_has_them():
+    modifiers = modifiers_of({"year_tag": "newest", "rating": "general", "quality_tag": "best quality"})
+    tags, both = compose(TAGS, "A frog.", ("tags", "tags_text"), modifiers)
+    assert tags["text"] == (
+        "solo, 1girl, hatsune miku, vocaloid, general, smile, long hair, ^_^, wokada, best quality, newest"
+    )
+    assert both["text"] == f"{tags['text']}. A frog."
+
+
+def test_modifiers_that_are_not_known_are_left_out_and_alone_they_are_no_caption():
+    modifiers = modifiers_of({"rating": "explicit", "quality_tag": None, "year_tag": None})
+    assert compose([tag("frog")], None, ALL, modifiers) == [{"variant": "tags", "text": "explicit, frog"}]
+    assert compose([tag("highres", "meta")], "A frog.", ALL, modifiers) == [{"variant": "text", "text": "A frog."}]
+    assert modifiers_of({"tags": TAGS, "caption": None}) == []

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from curate import aesthetic, classify, embed
-from curate.vectors import read_vectors
 from shared.engine import LocalEngine
 from shared.errors import UserError
 from shared.images import decode
 from shared.stages import Job
+from shared.vision.table import read_vectors
 
 CLIP = {
     "embed_dim": 24,

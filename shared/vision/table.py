@@ -1,4 +1,4 @@
-"""Tables with a vector per picture, made by a model that looks at it: embeddings, probabilities of classes.
+"""Stages whose table has a row per picture, made by a model that looks at it: embeddings, classes, tags.
 
 The model works on the GPUs of this machine, one copy each, or on its CPU; processes read and decode ahead of it.
 """
@@ -36,7 +36,7 @@ ABOUT = "about.json"
 """Beside the parts: what made them."""
 
 
-class VectorSettings(Settings):
+class VisionSettings(Settings):
     """How pictures are brought to a model."""
 
     precision: Precision = "float16"
@@ -62,19 +62,18 @@ class Model:
     about: dict[str, Any]
     """What the vectors depend on: the model's name, a hash of its weights, how pictures are prepared."""
 
-    def dim(self) -> int:
-        """Numbers in a vector."""
-        import torch
 
-        side = self.geometry.side
-        with torch.inference_mode():
-            return int(self.module(torch.zeros(1, 3, side, side)).shape[1])
+Columns = Callable[[NDArray[np.float32], pa.BooleanArray], list[pa.Array]]
+"""From vectors (n, dim) to columns of the table; rows that are not valid must become null."""
 
 
-def run(job: Job[Any], load: Callable[[], Model], column: str) -> str:
+def run(
+    job: Job[Any], load: Callable[[], tuple[Model, Columns]], fields: Callable[[dict[str, Any]], list[pa.Field]]
+) -> str:
     """Bring the table up to date with the pictures that are still kept; returns a digest of these and the model.
 
-    `load` gives the model, and is called only where there is something to do; `column` is the name of the vectors.
+    `load` gives the model and what its vectors become, and is called only where there is something to do; `fields` are
+    the columns that these become, by what `read_about` says.
     """
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
     with job.connect() as connection:
@@ -82,9 +81,9 @@ def run(job: Job[Any], load: Callable[[], Model], column: str) -> str:
         digest = work.declare(connection.sql(f"SELECT image_id FROM ({_PICTURES})").to_arrow_reader())
     shards = work.shards()
     if not all(shard.part.exists() for shard in shards) or not (job.folder / ABOUT).exists():
-        _compute(job, load(), shards, column)
+        _compute(job, *load(), shards, fields)
     about = read_about(job.folder)
-    work.allow_empty(schema(column, about))
+    work.allow_empty(schema(fields(about), about))
     return fingerprint([digest, about])
 
 
@@ -96,19 +95,16 @@ _PICTURES = """
 """In the order in which they lie in the source, so that a tar is read from its start to its end."""
 
 
-def schema(column: str, about: dict[str, Any]) -> pa.Schema:
-    """Of the table: vectors are float16, and null where `error` says why."""
-    fields = [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field(column, pa.binary(2 * about["dim"])),
-        pa.field("error", pa.string()),
-        pa.field("detail", pa.string()),
-    ]
-    return pa.schema(fields, {"about": json.dumps(about)})
+def schema(fields: Sequence[pa.Field], about: dict[str, Any]) -> pa.Schema:
+    """Of the table: the `fields` are null where `error` says why."""
+    first, *last = (
+        pa.field(name, pa.string(), nullable=name != "image_id") for name in ("image_id", "error", "detail")
+    )
+    return pa.schema([first, *fields, *last], {"about": json.dumps(about)})
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What made the vectors in a folder: `Model.about`, precision, dim."""
+    """What made the vectors in a folder: `Model.about`, and the precision."""
     found: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     return found
 
@@ -123,19 +119,25 @@ def read_vectors(job: Job[Any], stage: str, column: str) -> Iterator[tuple[pa.Ar
             yield batch["image_id"], vectors
 
 
-def _compute(job: Job[Any], model: Model, shards: Sequence[Shard], column: str) -> None:
+def _compute(
+    job: Job[Any],
+    model: Model,
+    columns: Columns,
+    shards: Sequence[Shard],
+    fields: Callable[[dict[str, Any]], list[pa.Field]],
+) -> None:
     from shared.vision.encode import encode
     from shared.vision.feeder import Feeder
     from shared.vision.forward import Forward, devices
 
     settings, places = job.settings, devices()
     forwards = [Forward(model.module, model.mean, model.std, place, settings.precision) for place in places]
-    about = _claim(job.folder, model.about | {"precision": forwards[0].precision, "dim": model.dim()})
+    about = _claim(job.folder, model.about | {"precision": forwards[0].precision})
     feeder = Feeder(
         Corpus(job.source), model.geometry, settings.max_pixels, settings.batch, job.engine.cores, len(places)
     )
     with feeder:
-        write = partial(_write, schema(column, about))
+        write = partial(_write, schema(fields(about), about), columns)
         work = partial(encode, feeder=feeder, forwards=forwards, batch=settings.batch, write=write)
         finish(shards, work, job.folder.parent.name, "pictures")
 
@@ -154,9 +156,9 @@ def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     return earlier
 
 
-def _write(table: pa.Schema, shard: Shard, parts: Sequence["Encoded"]) -> None:
+def _write(table: pa.Schema, columns: Columns, shard: Shard, parts: Sequence["Encoded"]) -> None:
     """Write the part of one shard."""
-    rows = pa.concat_tables(_rows(table, part) for part in parts)
+    rows = pa.concat_tables(_rows(table, columns, part) for part in parts)
     with atomic_file(shard.part) as temporary:
         pq.write_table(
             rows,
@@ -167,24 +169,29 @@ def _write(table: pa.Schema, shard: Shard, parts: Sequence["Encoded"]) -> None:
         )
 
 
-def _rows(table: pa.Schema, part: "Encoded") -> pa.Table:
+def _rows(table: pa.Schema, columns: Columns, part: "Encoded") -> pa.Table:
     finite = np.isfinite(part.vectors).min(axis=1).tolist()
     problems = [
         problem or (None if good else ("not_finite", "the model gave numbers that are not finite"))
         for problem, good in zip(part.problems, finite, strict=True)
     ]
-    columns = [
+    arrays = [
         pa.array([item["image_id"] for item in part.items]),
-        _binary(part.vectors, pa.array([problem is None for problem in problems])),
+        *columns(part.vectors, pa.array([problem is None for problem in problems])),
         pa.array([problem and problem[0] for problem in problems], pa.string()),
         pa.array([problem and problem[1] for problem in problems], pa.string()),
     ]
-    return pa.table(columns, schema=table)
+    return pa.table(arrays, schema=table)
 
 
-def _binary(vectors: NDArray[np.float32], valid: pa.BooleanArray) -> pa.FixedSizeBinaryArray:
-    """float16 bytes, null where not `valid`."""
+def halves(vectors: NDArray[np.float32], valid: pa.BooleanArray) -> list[pa.Array]:
+    """The vectors themselves, as float16 bytes."""
     with np.errstate(over="ignore"):
-        halves = np.ascontiguousarray(vectors, "<f2")
-    width = pa.binary(halves.shape[1] * halves.itemsize)
-    return pa.FixedSizeBinaryArray.from_buffers(width, len(halves), [valid.buffers()[1], pa.py_buffer(halves)])
+        numbers = np.ascontiguousarray(vectors, "<f2")
+    width = pa.binary(numbers.shape[1] * numbers.itemsize)
+    return [pa.FixedSizeBinaryArray.from_buffers(width, len(numbers), [valid.buffers()[1], pa.py_buffer(numbers)])]
+
+
+def halves_field(name: str) -> Callable[[dict[str, Any]], list[pa.Field]]:
+    """The column of `halves`; the model's `about` must have its `dim`."""
+    return lambda about: [pa.field(name, pa.binary(2 * about["dim"]))]
