@@ -42,11 +42,7 @@ def load_head(path: Path, dim: int) -> Head:
     names = sorted((name for name in tensors if name.endswith("weight")), key=_number)
     shapes = [tensors[name].shape for name in names]
     widths = [dim, *(shape[0] for shape in shapes if shape)]
-    if (
-        not names
-        or widths[-1] != 1
-        or shapes != [(after, before) for before, after in pairwise(widths)]
-    ):
+    if not names or widths[-1] != 1 or shapes != [(after, before) for before, after in pairwise(widths)]:
         found = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names) or "nothing"
         raise UserError(f"{path}: must be linear layers from the embedding's {dim} numbers to one, has {found}")
     matrix, bias = np.eye(dim), np.zeros(dim)

@@ -106,7 +106,7 @@ _QUERY = f"""
 
 STAGE = Stage(
     settings=MergeSettings,
-    version=2,
+    version=3,
     run=run,
     adds=tuple(name for name in MERGED.names if name != "image_id"),
 )

@@ -97,4 +97,4 @@ _QUERY = f"""
     ORDER BY location
 """
 
-STAGE = Stage(settings=MetadataSettings, version=1, run=run)
+STAGE = Stage(settings=MetadataSettings, version=2, run=run)

@@ -29,10 +29,12 @@ TAG = pa.struct(
         pa.field("name", pa.string(), nullable=False),
         pa.field("category", pa.string(), nullable=False),
         pa.field("origin", pa.string(), nullable=False),
+        pa.field("confidence", pa.float32()),
     ]
 )
 """One tag of a picture. `name` is in booru spelling (lower case, underscores); `category` is one of
-general, character, copyright, artist, meta; `origin` says who gave it (source, tagger, rule)."""
+general, character, copyright, artist, meta; `origin` says who gave it (source, tagger, rule); `confidence`, 0 to 1, is
+the tagger's, null for the others."""
 
 CAPTION = pa.struct(
     [

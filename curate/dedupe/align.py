@@ -78,8 +78,8 @@ def _step(a: Floats, b: Floats, slopes_b: tuple[Floats, Floats], found: Floats) 
     weighted = jacobian * weight[:, None]
     normal = weighted @ jacobian.transpose(0, 2, 1)
     normal[:, range(6), range(6)] += DAMPING * np.float32(side * side)
-    step = np.linalg.solve(normal, weighted @ residual[:, :, None])[:, :, 0]
-    return step.astype(np.float32)
+    step: Floats = np.linalg.solve(normal, weighted @ residual[:, :, None])[:, :, 0]
+    return step
 
 
 def centers(side: int) -> Floats:
@@ -100,7 +100,7 @@ def resampled(plane: Floats, windows: Floats, kernel: Kernel) -> Floats:
     """The windows of planes (n, side, side), as large as the planes; beyond its edges a plane goes on as there."""
     side = plane.shape[-1]
     rows, columns = (_weights(windows[:, i], windows[:, i + 1], side, kernel) for i in (2, 0))
-    seen: Floats = rows @ plane @ columns.transpose(0, 2, 1)
+    seen: Floats = np.matmul(rows @ plane, columns.transpose(0, 2, 1), dtype=np.float32)
     return seen
 
 

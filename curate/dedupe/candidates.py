@@ -1,4 +1,4 @@
-"""Which pictures may be duplicates: those whose perceptual hashes differ in few bits.
+"""Which pictures may be duplicates: those whose perceptual hashes differ in few bits, and those found in other ways.
 
 Pictures with equal hashes are one in the search, and are told apart again behind it. A hash that thousands share would
 give millions of pairs, so pairs are made for a block of pictures at a time, and only with those not dropped by then.
@@ -27,15 +27,20 @@ class Candidates:
     """(n,) of each: its rank among all pictures."""
     phash: NDArray[np.uint64]
 
-    def __init__(self, rank: NDArray[np.int64], phash: NDArray[np.uint64], distance: int) -> None:
-        """Of all pictures: their ranks, ascending, and their hashes."""
+    def __init__(self, rank: NDArray[np.int64], phash: NDArray[np.uint64], distance: int, further: Pairs) -> None:
+        """Of all pictures: their ranks, ascending, and their hashes. `further` are candidates in any case, by rank."""
         hashes, group, members = np.unique(phash, return_inverse=True, return_counts=True)
         near = hamming.pairs(hashes, distance)
         involved = members > 1
         involved[near.ravel()] = True
+        further = np.searchsorted(rank, further)
+        further = further[np.bitwise_count(np.bitwise_xor(*phash[further].T)) > distance]  # The others are near.
+        involved[group[further].ravel()] = True
         chosen = np.flatnonzero(involved[group])
         self.rank, self.phash = rank[chosen], phash[chosen]
         self._group = group[chosen].astype(np.int64)
+        further = np.searchsorted(chosen, further)
+        self._further = further[np.argsort(further[:, 1])]
         # The neighbours of each group of equal hashes, itself included, one group's after the other's.
         own = np.flatnonzero(involved)
         source = np.concatenate([near[:, 0], near[:, 1], own])
@@ -71,25 +76,33 @@ class Candidates:
         neighbours = self._neighbours[_ranges(self._first[groups], count)]
         low = np.searchsorted(key, neighbours * len(self.rank))
         high = np.searchsorted(key, neighbours * len(self.rank) + worse)
-        return _Spans(pool, worse, low, high - low)
+        return _Spans(pool, worse, low, high - low, self._further_in(first, last, found))
+
+    def _further_in(self, first: int, last: int, found: Stars | None) -> Pairs:
+        """The further candidates of pictures `first` to `last` that may be their keepers."""
+        start, end = np.searchsorted(self._further[:, 1], (first, last))
+        pairs = self._further[start:end]
+        return pairs if found is None else pairs[(pairs[:, 0] >= first) | found.kept()[pairs[:, 0]]]
 
 
 @dataclass(frozen=True)
 class _Spans:
-    """Candidates of the pictures `worse`: `count` consecutive ones of `pool` each, from `low` on."""
+    """Candidates of the pictures `worse`: `count` consecutive ones of `pool` each, from `low` on; and further pairs."""
 
     pool: NDArray[np.int64]
     worse: NDArray[np.int64]
     low: NDArray[np.int64]
     count: NDArray[np.int64]
+    further: Pairs
 
     @property
     def total(self) -> int:
-        return int(self.count.sum())
+        return int(self.count.sum()) + len(self.further)
 
     def pairs(self) -> Pairs:
         better = self.pool[_ranges(self.low, self.count)]
-        return np.stack([better, np.repeat(self.worse, self.count)], axis=1)
+        pairs = np.stack([better, np.repeat(self.worse, self.count)], axis=1)
+        return np.concatenate([pairs, self.further])
 
 
 def _ranges(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,14 +1,16 @@
 """The stage `near`: pictures that look the same. Of each star of duplicates the keeper stays; variants get a group.
 
-A perceptual hash proposes: all pairs within `distance` bits, exactly. A comparison of the pictures' descriptors
-decides: a duplicate is dropped, with the numbers of its comparison with its keeper; a variant shares the drawing but
-differs on purpose, and stays; the rest is chance. See `curate.dedupe.candidates`, `verify` and `star`.
+A perceptual hash proposes: all pairs within `distance` bits, exactly; with `cosine` set, so do embeddings. A comparison
+of the pictures' descriptors decides: a duplicate is dropped, with the numbers of its comparison with its keeper; a
+variant shares the drawing but differs on purpose, and stays; the rest is chance. See `curate.dedupe.candidates`,
+`neighbours`, `verify` and `star`.
 """
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import numpy as np
@@ -21,6 +23,7 @@ from curate.dedupe.descriptor import SIZE
 from curate.dedupe.keeper import KEEPER, Keeper, ranked
 from curate.dedupe.star import Pairs, Stars, stars
 from curate.dedupe.verify import DUPLICATE, NUMBERS, VARIANT, Verdicts, compare
+from shared.errors import UserError
 from shared.progress import Meter
 from shared.settings import Settings
 from shared.stages import DECISIONS, Job, Stage
@@ -35,6 +38,9 @@ CHUNK = 512
 """Pairs that are compared in one go: their planes stay in the processor's cache."""
 
 
+K = TypeVar("K", bound=np.generic)
+
+
 class NearSettings(Settings):
     """What counts as nearly the same."""
 
@@ -42,16 +48,23 @@ class NearSettings(Settings):
     """Most bits (of 64) in which the hashes of two pictures differ that are compared."""
     blank: float = Field(default=0.98, ge=0, le=1)
     """Pictures with this flatness and more are left alone: there is nothing to see, and their hash is noise."""
+    cosine: float | None = Field(default=None, ge=0.5, le=1)
+    """Pictures whose embeddings (the stage `embed`) have at least this cosine are compared as well."""
     keeper: Keeper = KEEPER
     """What decides which of several duplicates stays, as in `exact`."""
 
 
 def run(job: Job[NearSettings]) -> None:
     """Decide about every picture that is still kept."""
+    cosine = job.settings.cosine
+    if cosine is not None and "embed" not in job.tables:
+        raise UserError(f"near.cosine = {cosine}: needs the stage curate.embed before curate.dedupe.near")
     with job.connect() as connection:
         _rank(connection, job.settings)
+        similar, cosines = _similar(connection, cosine, job.folder / ".embeddings.tmp")
         rows = connection.execute("SELECT rank, phash FROM ranked WHERE NOT blank ORDER BY rank").fetchnumpy()
-        candidates = Candidates(rows["rank"], np.ascontiguousarray(rows["phash"], np.uint64), job.settings.distance)
+        phash = np.ascontiguousarray(rows["phash"], np.uint64)
+        candidates = Candidates(rows["rank"], phash, job.settings.distance, similar)
         pictures = Pictures(connection, candidates.rank, job.folder / ".descriptors.tmp")
         comparison = Comparison(pictures, candidates.pairs_at_most())
         found = Stars(len(candidates.rank), comparison)
@@ -59,6 +72,8 @@ def run(job: Job[NearSettings]) -> None:
             for first, last, pairs in candidates.blocks(found):
                 found.decide(first, last, pairs)
         connection.register("edges", _edges(candidates, comparison, found))
+        better, worse = similar.T
+        connection.register("cosines", pa.table({"better": better, "worse": worse, "cosine": cosines}))
         write_query(connection, _decide(NUMBERS), job.folder, NEAR)
 
 
@@ -74,16 +89,53 @@ def _rank(connection: duckdb.DuckDBPyConnection, settings: NearSettings) -> None
     )
 
 
+def _similar(
+    connection: duckdb.DuckDBPyConnection, cosine: float | None, path: Path
+) -> tuple[Pairs, NDArray[np.float32]]:
+    """Pairs of ranks whose embeddings have at least this cosine, and their cosines; none where it is None."""
+    if cosine is None:
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
+    from curate.dedupe.neighbours import neighbours  # Here, for it takes seconds to import torch.
+
+    connection.execute(
+        """
+        CREATE TEMP TABLE embedded AS
+        SELECT image_id, rank, row_number() OVER (ORDER BY rank) - 1 AS place
+        FROM ranked SEMI JOIN (FROM embed WHERE embedding IS NOT NULL) USING (image_id) WHERE NOT blank
+        """
+    )
+    rank = connection.execute("SELECT rank FROM embedded ORDER BY rank").fetchnumpy()["rank"]
+    pairs, cosines = neighbours(_embeddings(connection, len(rank), path), cosine)
+    return rank[pairs], cosines
+
+
+def _embeddings(connection: duckdb.DuckDBPyConnection, pictures: int, path: Path) -> NDArray[np.float16]:
+    """The embeddings of the table `embedded`, by place, in a file."""
+    size = connection.execute("SELECT max(octet_length(embedding)) FROM embed SEMI JOIN embedded USING (image_id)")
+    dim = (size.fetchall()[0][0] or 0) // 2
+    embeddings = _mapped(path, np.float16, (pictures, dim))
+    query = "SELECT place, embedding FROM embed JOIN embedded USING (image_id)"
+    for batch in read(connection, query):
+        rows = np.frombuffer(b"".join(batch["embedding"].to_pylist()), "<f2")
+        embeddings[batch["place"].to_numpy()] = rows.reshape(-1, dim)
+    return embeddings
+
+
+def _mapped(path: Path, kind: type[K], shape: tuple[int, int]) -> NDArray[K]:
+    """An array in a file, for it may exceed the memory; the file lives as long as it is mapped, and no longer."""
+    if not shape[0]:
+        return np.empty(shape, kind)
+    array = np.memmap(path, kind, "w+", shape=shape)
+    path.unlink()
+    return array
+
+
 class Pictures:
-    """Descriptors and sizes of the pictures with these ranks. They lie in a file, for they may exceed the memory."""
+    """Descriptors and sizes of the pictures with these ranks."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, rank: NDArray[np.int64], path: Path) -> None:
         self.sizes = np.empty((len(rank), 2), np.int32)
-        self.descriptors = np.empty((0, SIZE), np.uint8)
-        if not len(rank):
-            return
-        self.descriptors = np.memmap(path, np.uint8, "w+", shape=(len(rank), SIZE))
-        path.unlink()  # The file lives as long as it is mapped, and cannot be left behind.
+        self.descriptors = _mapped(path, np.uint8, (len(rank), SIZE))
         connection.register("involved", pa.table({"rank": rank, "place": np.arange(len(rank))}))
         query = """
             SELECT place, descriptor, width, height FROM ingest
@@ -175,15 +227,19 @@ def _decide(names: Sequence[str]) -> str:
             ranked.image_id,
             coalesce(edges.keep, true) AS keep,
             CASE WHEN NOT keep THEN 'near_duplicate' END AS reason,
-            CASE WHEN other IS NOT NULL THEN json_object('distance', distance{numbers}) END AS detail,
+            CASE
+                WHEN cosine IS NOT NULL THEN json_object('distance', distance, 'cosine', round(cosine, 3){numbers})
+                WHEN other IS NOT NULL THEN json_object('distance', distance{numbers})
+            END AS detail,
             CASE WHEN NOT keep THEN others.image_id END AS keeper,
             CASE WHEN variant_rank IS NOT NULL THEN coalesce(others.image_id, ranked.image_id) END AS variant_group,
             variant_rank
         FROM ranked
         LEFT JOIN edges ON edges.rank = ranked.rank
         LEFT JOIN ranked AS others ON others.rank = edges.other
+        LEFT JOIN cosines ON better = edges.other AND worse = edges.rank
         ORDER BY ranked.image_id
     """
 
 
-STAGE = Stage(settings=NearSettings, version=2, run=run, decides=True, adds=("variant_group",))
+STAGE = Stage(settings=NearSettings, version=3, run=run, decides=True, adds=("variant_group",))

@@ -34,8 +34,8 @@ CHUNK = 32
 slower."""
 
 RELIT, MOST_RELIT = 2.5, 1.5
-"""In another light more may differ than a fit explains: RELIT times the change of the gain is added to the tolerance, as
-a share of it, until it is MOST_RELIT times as large."""
+"""In another light more may differ than a fit explains. What a copy may differ by grows with the change of the gain,
+RELIT times as fast, but to MOST_RELIT times as much at most."""
 
 MARGIN = 1.6
 """Pixels along the edges that are not looked at: what lies beyond the edge of a crop is mixed into them."""
@@ -141,7 +141,7 @@ def _judge(a: Planes, b: Planes, windows: Floats, sizes_a: NDArray[np.int32], si
     bright, mask = lit(a, lights), inside(windows, LUMA, MARGIN)
     doubt = np.minimum(1 + RELIT * np.abs(lights[:, 0] - 1), MOST_RELIT).astype(np.float32)
     differences = excess(bright, b) * mask / doubt[:, None, None]
-    forgiven = _marked(differences) | _stripped(bright.planes, b, differences, mask)
+    forgiven = _forgiven(bright.planes, b, differences, mask)
     differences *= ~forgiven[:, None, None] | (differences <= 1)
     difference = differences.max(axis=(1, 2))
     drawn = mask * (np.maximum(grown(steepness(bright.planes.luma)), grown(steepness(b.luma))) >= DRAWN)
@@ -153,31 +153,37 @@ def _judge(a: Planes, b: Planes, windows: Floats, sizes_a: NDArray[np.int32], si
     return Verdicts(kind, dict(zip(NUMBERS, (x.astype(np.float32) for x in numbers), strict=True)))
 
 
-def _marked(differences: Floats) -> NDArray[np.bool_]:
-    """Pairs whose differences are a small mark in one corner."""
-    bad = differences > 1
-    row, column = np.atleast_2d(bad.any(axis=2)), np.atleast_2d(bad.any(axis=1))
-    edge = ~row[:, EDGE:].any(axis=1) | ~row[:, :-EDGE].any(axis=1)
-    side = ~column[:, CORNER:].any(axis=1) | ~column[:, :-CORNER].any(axis=1)
-    small: NDArray[np.bool_] = bad.sum(axis=(1, 2)) <= MARK
-    return small & edge & side
+def _forgiven(a: Planes, b: Planes, differences: Floats, mask: Floats) -> NDArray[np.bool_]:
+    """Pairs that differ along the upper and the lower edge only, along each by no more than a mark or a strip.
 
-
-def _stripped(a: Planes, b: Planes, differences: Floats, mask: Floats) -> NDArray[np.bool_]:
-    """Pairs whose differences are a half transparent strip along the upper or lower edge.
-
-    Such a strip is another light on each of the outermost rows; text may be written on it.
+    Two marks along the same edge are too many: the shoulders of other clothes look like that.
     """
     bad = differences > 1
-    rows = np.atleast_2d(bad.any(axis=2))
-    found = np.zeros(len(bad), dtype=bool)
-    for zone, rest in (slice(0, EDGE), slice(EDGE, None)), (slice(-EDGE, None), slice(0, -EDGE)):
-        at = np.flatnonzero(rows[:, zone].any(axis=1) & ~rows[:, rest].any(axis=1))
-        strip = rows[at][:, zone, None] * mask[at][:, zone]
-        left = _left_in_own_light(a.take(at), b.take(at), zone, mask[at][:, zone]) > 1
-        after, before = (left * strip).sum(axis=(1, 2)), bad[at][:, zone].sum(axis=(1, 2))
-        found[at] |= (after <= EXPLAINED * before) & (after <= TEXT * strip.sum(axis=(1, 2)))
-    return found
+    forgiven: NDArray[np.bool_] = bad[:, EDGE:-EDGE].sum(axis=(1, 2)) == 0
+    for zone in slice(0, EDGE), slice(-EDGE, None):
+        rest = np.flatnonzero(forgiven & ~_marked(bad[:, zone]))
+        forgiven[rest] = _stripped(a.take(rest), b.take(rest), zone, bad[rest][:, zone], mask[rest][:, zone])
+    return forgiven
+
+
+def _marked(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Edges (n, EDGE, LUMA) along which nothing is bad, or a small mark in one corner."""
+    left, right = (bad[:, :, corner].sum(axis=(1, 2)) for corner in (slice(0, CORNER), slice(-CORNER, None)))
+    all_ = bad.sum(axis=(1, 2))
+    marked: NDArray[np.bool_] = (all_ <= MARK) & (all_ == np.maximum(left, right))
+    return marked
+
+
+def _stripped(a: Planes, b: Planes, zone: slice, bad: NDArray[np.bool_], mask: Floats) -> NDArray[np.bool_]:
+    """Pairs whose rows `zone`, of which `bad` and `mask` are, differ by a half transparent strip.
+
+    Such a strip is another light on each of its rows; text may be written on it.
+    """
+    strip = bad.any(axis=2, keepdims=True) * mask
+    after = ((_left_in_own_light(a, b, zone, mask) > 1) * strip).sum(axis=(1, 2))
+    explained, text = after <= EXPLAINED * bad.sum(axis=(1, 2)), after <= TEXT * strip.sum(axis=(1, 2))
+    stripped: NDArray[np.bool_] = explained & text
+    return stripped
 
 
 def _left_in_own_light(a: Planes, b: Planes, zone: slice, mask: Floats) -> Floats:
