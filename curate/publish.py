@@ -41,17 +41,21 @@ def publish(stages: Sequence[StageSpec], tables: dict[str, Path], curated: Path,
 
 
 def _curated(stages: Sequence[StageSpec], tables: dict[str, Path]) -> tuple[str, pa.Schema]:
-    """The survivors with the columns that stages add, and the schema of that."""
-    fields = [pa.field("image_id", pa.string(), nullable=False)]
-    columns, joins = "", ""
+    """The survivors with the columns that stages add, and the schema of that.
+
+    A column of a later stage takes the place of an earlier one of the same name.
+    """
+    fields = {"image_id": pa.field("image_id", pa.string(), nullable=False)}
+    columns, joins = {"image_id": "image_id"}, ""
     for spec in stages:
         if not spec.stage.adds:
             continue
         schema = pq.read_schema(next(tables[spec.name].glob("part-*.parquet")))
-        fields += [schema.field(name) for name in spec.stage.adds]
-        columns += "".join(f", {spec.name}.{name}" for name in spec.stage.adds)
+        for name in spec.stage.adds:
+            fields[name], columns[name] = schema.field(name), f"{spec.name}.{name}"
         joins += f" JOIN {spec.name} USING (image_id)"
-    return f"SELECT image_id{columns} FROM survivors{joins} ORDER BY image_id", pa.schema(fields)
+    query = f"SELECT {', '.join(columns.values())} FROM survivors{joins} ORDER BY image_id"
+    return query, pa.schema(fields.values())
 
 
 def _write_rejects(connection: duckdb.DuckDBPyConnection, deciders: Sequence[str], file: Path) -> None:

@@ -13,9 +13,10 @@ from shared.progress import console
 from shared.vision import Precision
 
 
-def devices() -> list[torch.device]:
-    """All GPUs, or the CPU."""
-    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())] or [torch.device("cpu")]
+def devices(cpu: bool = False) -> list[torch.device]:
+    """All GPUs, or the CPU: where there is none, or it is asked for."""
+    count = 0 if cpu else torch.cuda.device_count()
+    return [torch.device("cuda", number) for number in range(count)] or [torch.device("cpu")]
 
 
 class Forward:

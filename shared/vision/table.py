@@ -61,6 +61,8 @@ class Model:
     std: tuple[float, ...]
     about: dict[str, Any]
     """What the vectors depend on: the model's name, a hash of its weights, how pictures are prepared."""
+    own_runtime: bool = False
+    """The module computes by means of its own, whatever the device, from pictures in the main memory."""
 
 
 Columns = Callable[[NDArray[np.float32], pa.BooleanArray], list[pa.Array]]
@@ -130,7 +132,7 @@ def _compute(
     from shared.vision.feeder import Feeder
     from shared.vision.forward import Forward, devices
 
-    settings, places = job.settings, devices()
+    settings, places = job.settings, devices(cpu=model.own_runtime)
     forwards = [Forward(model.module, model.mean, model.std, place, settings.precision) for place in places]
     about = _claim(job.folder, model.about | {"precision": forwards[0].precision})
     feeder = Feeder(
