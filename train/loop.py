@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from shared.errors import UserError
 from shared.progress import console
 from train import checkpoint, flow
 from train.cache.reader import CacheReader
@@ -33,6 +34,11 @@ class Trainer:
         self._folder, self._settings, self._reader, self._sampler = folder, settings, reader, sampler
         self._accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
         self._device = self._accelerator.device
+        if settings.batch < self._accelerator.num_processes:
+            raise UserError(
+                f"train.batch = {settings.batch}: must be at least {self._accelerator.num_processes}, "
+                "one sample for each process"
+            )
         self._model = model.to(self._device)
         self._optimizer = adamw(model, settings.optimizer)
         self._ema = Ema(model, settings.ema)
