@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from shared.errors import UserError
-from shared.pipelines import default_file, load
+from shared.pipelines import Pipeline, default_file, load
 
 app = typer.Typer(
     add_completion=False,
@@ -52,15 +52,34 @@ def run(
     if dry_run:
         typer.echo(yaml.safe_dump(resolved.document(), sort_keys=False, allow_unicode=True), nl=False)
         return
-    from curate.run import run as start
-    from curate.status import show
-    from curate.work import Work
-    from shared.engine import open_engine
+    _start(source, resolved, work, engine, workers)
 
+
+@app.command(name="filter")
+def filter_again(
+    work: WorkFolder = Path("work"),
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the filter: filter.min_side=512."),
+    ] = [],  # noqa: B006 - typer copies it
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be dropped, and why, and write nothing.")
+    ] = False,
+) -> None:
+    """Run again what ran here last, under other settings of the filter; or show what they would drop."""
+    from curate.preview import compare, show
+    from curate.work import Work
+
+    for override in overrides:
+        if not override.startswith("filter."):
+            raise UserError(f"--set {override}: write it as filter.setting=value; `curate run` sets other stages")
     directory = Work(work)
-    with open_engine(engine, workers) as opened:
-        start(source, resolved, directory, opened)
-    show(directory)
+    source = directory.saved()["source"]
+    current, other = load(directory.pipeline), load(directory.pipeline, overrides=overrides)
+    if dry_run:
+        show(compare(directory, current, other))
+        return
+    _start(source, other, work)
 
 
 @app.command()
@@ -70,6 +89,21 @@ def status(work: WorkFolder = Path("work")) -> None:
     from curate.work import Work
 
     show(Work(work))
+
+
+def _start(source: str, pipeline: Pipeline, work: Path, engine: str = "local", workers: int | None = None) -> None:
+    """Run, and show what came out."""
+    from curate.filter import check_pipeline
+    from curate.run import run
+    from curate.status import show
+    from curate.work import Work
+    from shared.engine import open_engine
+
+    check_pipeline(pipeline)
+    directory = Work(work)
+    with open_engine(engine, workers) as opened:
+        run(source, pipeline, directory, opened)
+    show(directory)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ MORE = 6
 LONG = 1 << 10
 """Longer runs of equal keys are searched by their other bits, where that costs less."""
 
-SORT = 25.0
+SORT = 10.0
 """A hash is moved and sorted in the time of so many comparisons (measured)."""
 
 HELD = 1 << 20
@@ -139,7 +139,7 @@ class _Group:
         first = chance.integers(len(self.hashes), size=min(SAMPLE, len(self.hashes)))
         run = np.searchsorted(ends, first, side="right")
         second = ends[run] - 1 - chance.integers(lengths[run])
-        differ = self.hashes[first] ^ self.hashes[second]
+        differ: Hashes = self.hashes[first] ^ self.hashes[second]
         return differ[differ > 0]
 
     def _choice(self, blocks: list[NDArray[np.int64]], chosen: tuple[int, ...]) -> "_Choice":
@@ -290,8 +290,8 @@ def _blocks(places: Places, distance: int, differ: Hashes, crowd: float) -> list
         chosen = len(blocks) - distance
         choices = comb(len(blocks), distance)
         agree = sum((differ & _mask(63 - block)) == 0 for block in blocks)
-        meet = np.array([comb(count, chosen) for count in range(len(blocks) + 1)])[agree].mean()
-        by_chance = choices / 2 ** (up_to[-1] * chosen / len(blocks))  # Rarer than the sample can show.
+        meet = float(np.array([comb(count, chosen) for count in range(len(blocks) + 1)])[agree].mean())
+        by_chance = choices / 2 ** (float(up_to[-1]) * chosen / len(blocks))  # Rarer than the sample can show.
         return choices * SORT + crowd * max(meet, by_chance)
 
     most = min(len(places), distance + MORE)

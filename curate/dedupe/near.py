@@ -222,13 +222,14 @@ def _places(best: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _decide(names: Sequence[str]) -> str:
     numbers = "".join(f", '{name}', round(edges.{name}::DOUBLE, 3)" for name in names)
+    cosine = "'cosine', round(cosine::DOUBLE, 3)"
     return f"""
         SELECT
             ranked.image_id,
             coalesce(edges.keep, true) AS keep,
             CASE WHEN NOT keep THEN 'near_duplicate' END AS reason,
             CASE
-                WHEN cosine IS NOT NULL THEN json_object('distance', distance, 'cosine', round(cosine::DOUBLE, 3){numbers})
+                WHEN cosine IS NOT NULL THEN json_object('distance', distance, {cosine}{numbers})
                 WHEN other IS NOT NULL THEN json_object('distance', distance{numbers})
             END AS detail,
             CASE WHEN NOT keep THEN others.image_id END AS keeper,

@@ -12,6 +12,7 @@ from curate.cli import app, main
 
 OPTIONS = {
     "run": ["source", "--pipeline", "--work", "--set", "--pipelines", "--engine", "--workers", "--dry-run"],
+    "filter": ["--work", "--set", "--dry-run"],
     "status": ["--work"],
 }
 
@@ -47,6 +48,8 @@ def run(monkeypatch, capfd, pipelines, tmp_path):
         ("near.distanze=1", ["near.distanze", "there are: distance"]),
         ("nearer.distance=1", ["no stage 'nearer'", "exact, near"]),
         ("filter.ratings=[mild]", ["filter.ratings", "'mild'", "general"]),
+        ("filter.scores=[{of: laion_v2, min: 5}]", ["filter.scores", "needs the stage curate.aesthetic"]),
+        ("filter.scores=[{of: laion_v2, mim: 5}]", ["filter.scores.0.mim", "there are: of, min, min_percentile"]),
         ("distance", ["stage.setting=value"]),
     ],
 )
@@ -69,7 +72,7 @@ def test_a_dry_run_prints_what_would_run_and_touches_nothing(run, corpus, tmp_pa
     assert code == 0
     settings = yaml.safe_load(output)["test"]["stages"]["curate.dedupe.near"]
     keeper = ["pixels", "lossless", "quality", "bytes", "tags", "age"]
-    assert settings == {"distance": 2, "blank": 0.98, "keeper": keeper}
+    assert settings == {"distance": 2, "blank": 0.98, "cosine": None, "keeper": keeper}
     assert not (tmp_path / "work").exists()
 
 

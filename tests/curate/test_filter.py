@@ -8,7 +8,14 @@ import pytest
 from curate.filter import MINOR_TAGS, STAGE
 from curate.merge import MERGED
 
-LIMITS = {"min_side": 64, "min_pixels": 8000, "max_pixels": 40_000, "max_aspect": 2}
+LIMITS = {
+    "min_side": 64,
+    "min_pixels": 8000,
+    "max_pixels": 40_000,
+    "max_aspect": 2,
+    "max_border": 0.5,
+    "min_sharpness": 10,
+}
 
 
 def judge(run_stage, make, pictures, **settings):
@@ -31,6 +38,10 @@ def judge(run_stage, make, pictures, **settings):
         ({"width": 201, "height": 100}, "aspect", {"aspect": 2.01, "width": 201, "height": 100}),
         ({"width": 100, "height": 200}, None, None),
         ({"flatness": 0.99}, "flat", {"flatness": 0.99}),
+        ({"border": 0.6}, "border", {"border": 0.6}),
+        ({"border": 0.5, "sharpness": 10.0}, None, None),
+        ({"sharpness": 9.5}, "blurred", {"sharpness": 9.5}),
+        ({"border": 0.6, "sharpness": 9.5, "flatness": 0.99}, "flat", {"flatness": 0.99}),
         ({"frames": 2}, "animated", {"frames": 2}),
         ({"rating": "questionable"}, "rating", {"rating": "questionable"}),
         ({"rating": "sensitive"}, None, None),
@@ -77,7 +88,10 @@ def test_no_setting_speaks_of_safety():
         "max_pixels",
         "max_aspect",
         "max_flatness",
+        "max_border",
+        "min_sharpness",
         "keep_animated",
         "max_variants",
         "ratings",
+        "scores",
     }
