@@ -93,13 +93,11 @@ def status(work: WorkFolder = Path("work")) -> None:
 
 def _start(source: str, pipeline: Pipeline, work: Path, engine: str = "local", workers: int | None = None) -> None:
     """Run, and show what came out."""
-    from curate.filter import check_pipeline
     from curate.run import run
     from curate.status import show
     from curate.work import Work
     from shared.engine import open_engine
 
-    check_pipeline(pipeline)
     directory = Work(work)
     with open_engine(engine, workers) as opened:
         run(source, pipeline, directory, opened)

@@ -15,6 +15,7 @@ import duckdb
 
 from curate.fetch import fetch, is_fetched
 from curate.fetch.settings import FetchSettings
+from curate.filter import check_pipeline
 from curate.publish import publish
 from curate.work import Record, Work, normal
 from shared.corpus import Corpus
@@ -114,6 +115,7 @@ def _check(source: str, pipeline: Pipeline) -> None:
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise UserError(f"pipeline {pipeline.name!r} lacks the stage {missing[0]!r}; needed: {', '.join(NEEDED)}")
+    check_pipeline(pipeline)
 
 
 def _note(work: Work, tables: Mapping[str, Path]) -> None:
