@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(PYTHON) -m demo
 
 test: .venv/ready
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 lint: .venv/ready
 	$(PYTHON) -m ruff check .

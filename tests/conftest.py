@@ -1,7 +1,11 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# There is a test process per core: a second thread of PyTorch would wait for the other process at every operation.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -72,8 +71,3 @@ def cached(tmp_path: Path, cached_once: Path) -> Path:
     """A work directory with a finished cache, for a test to change."""
     shutil.copytree(cached_once.parent, tmp_path / "copy")
     return tmp_path / "copy" / cached_once.name
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
