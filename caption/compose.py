@@ -4,21 +4,33 @@
     text        A girl with long hair smiles.
     tags_text   1girl, solo, ..., artist name. A girl with long hair smiles.
 
-Behind the stage `quality` the tags are joined by what else Illustrious says of a picture, its rating, quality and year:
+Behind the stage `quality` the tags are joined by what else Illustrious says of a picture, its rating, quality and year;
+behind `ocr`, by what can be read in it:
 
-    tags        1girl, solo, hatsune miku, vocaloid, general, long hair, smile, artist name, best quality, newest
+    tags        1girl, hatsune miku, vocaloid, general, smile, text "HELLO", artist name, best quality, newest
 
 A variant needs what it is made of: a picture without tags has no `tags`, one without words an empty list.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, pairwise, repeat
+from pathlib import Path
 
 import pyarrow as pa
+from pydantic import Field
 
+from caption.draw import draw
+from caption.limit import Parts, Shortened, counter, shorten
+from caption.pictures import Picture, Range, pictures, ranges
+from caption.variants import Variant, Variants
+from caption.write import SAID, Tag
+from shared.progress import Meter, console
 from shared.settings import Settings
-from shared.stages import CAPTION, Job, Stage
+from shared.stages import CAPTION, Job, Stage, connect
 from shared.tables import read, write_parts
 
 CAPTIONS = pa.schema(
@@ -28,95 +40,162 @@ CAPTIONS = pa.schema(
     ]
 )
 
-COUNT = re.compile(r"(\d+\+?|multiple_)(girl|boy|other)s?|solo|no_humans")
-"""Tags that say who is there. They come first."""
-
-ORDER = ("character", "copyright", "rating", "general", "artist", "quality", "year")
-"""Categories in the order of Illustrious (arXiv 2409.19946); `meta` (highres, commentary) is not in the picture."""
-
-MODIFIERS = {"rating": "rating", "quality_tag": "quality", "year_tag": "year"}
-"""Columns that hold what is said of a picture beside its tags, with the categories of that."""
-
-KAOMOJI = frozenset(
-    {"0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3", "6_9", ">_o", "@_@", "^_^"}
-    | {"o_o", "u_u", "x_x", "|_|", "||_||"}
+SHORTENED = pa.struct(
+    [
+        pa.field("variant", pa.string(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("left", pa.int32(), nullable=False),
+        pa.field("dropped", pa.list_(pa.string()), nullable=False),
+    ]
 )
-"""Tags in which the underscore is a mouth, as in the WD taggers' own scripts."""
+"""With a tokenizer the table has a column `shortened` of these: captions that were too long, what was dropped of them
+(the first to go first), their tokens before and after."""
 
 
 class ComposeSettings(Settings):
     """Which variants are written."""
 
-    variants: tuple[Literal["tags", "text", "tags_text"], ...] = ("tags", "text", "tags_text")
+    variants: Variants = Field(default=("tags", "text", "tags_text"), validate_default=True)
+    """Names of presets (tags, text, tags_text, kohaku, noobai, xml, augmented), and variants of one's own: a list, or a
+    mapping from names to what each is made of."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    always: tuple[str, ...] = ()
+    """Further tags that are never dropped, in booru spelling. Illustrious keeps provocative ones, so that they can be
+    negated."""
+    tokenizer: str | None = None
+    """The text encoder's tokenizer, a folder or a name of the hub. With it captions that are too long are shortened and
+    reported; without, nothing is counted."""
+    max_tokens: int = Field(default=256, ge=8)
+    """As `cache.max_tokens`: prefix and beginning-of-sequence token included."""
+    prompt_prefix: str = (
+        "You are an assistant designed to generate anime images based on textual prompts. <Prompt Start> "
+    )
+    """As `cache.prompt_prefix`."""
 
 
-def compose(
-    tags: Sequence[Mapping[str, str]],
-    text: str | None,
-    variants: Sequence[str],
-    modifiers: Sequence[Mapping[str, str]] = (),
-) -> list[dict[str, str]]:
-    """The caption variants of a picture, in the order of `variants`. Modifiers stand beside tags only."""
-    names = ordered([*tags, *modifiers]) if ordered(tags) else []
-    line = ", ".join(spell(name) for name in names)
-    sentence = " ".join((text or "").split())
-    texts = {
-        "tags": line,
-        "text": sentence,
-        "tags_text": f"{line}. {sentence}" if line and sentence else "",
-    }
-    return [{"variant": name, "text": texts[name]} for name in variants if texts[name]]
+AT_ONCE = 1024
+"""Pictures. More at once are slower: Python looks for garbage among all that is alive."""
+
+Counts = Counter[tuple[str, str]]
+"""Of captions, by variant and by what happened to them."""
 
 
-def ordered(tags: Sequence[Mapping[str, str]]) -> list[str]:
-    """Names in the order of Illustrious: person count, then by category, within each as they are given."""
-    counts = [tag["name"] for tag in tags if COUNT.fullmatch(tag["name"])]
-    rest = [
-        tag["name"]
-        for category in ORDER
-        for tag in tags
-        if tag["category"] == category and not COUNT.fullmatch(tag["name"])
-    ]
-    return counts + rest
+def compose(picture: Picture, variants: Sequence[Variant], seed: int = 0) -> Iterator[Parts]:
+    """The captions of a picture that are possible, in the order of `variants`."""
+    has_tags = any(tag.group not in SAID for tag in picture.tags)
+    for variant in variants:
+        sentences = picture.sentence(variant.sentences)
+        if (variant.order and not has_tags) or (variant.sentences and not sentences):
+            continue
+        tags = _wanted(picture.tags, variant)
+        for copy, name in enumerate(variant.names):
+            drawn = draw(tags, variant, seed, picture.image_id, copy) if variant.drawn else tags
+            yield Parts(name, variant.order, drawn, sentences)
 
 
-def spell(name: str) -> str:
-    """A tag as people write it: blanks for underscores."""
-    return name if name in KAOMOJI else name.replace("_", " ")
-
-
-def modifiers_of(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What is said of a picture beside its tags, in the form of tags."""
-    return [
-        {"name": row[column], "category": category, "origin": "rule"}
-        for column, category in MODIFIERS.items()
-        if row.get(column) is not None
-    ]
+def _wanted(tags: list[Tag], variant: Variant) -> list[Tag]:
+    if variant.order and variant.ocr:
+        return tags
+    return [tag for tag in tags if (variant.ocr if tag.group == "text" else variant.order)]
 
 
 def run(job: Job[ComposeSettings]) -> None:
-    """Compose the captions of every picture that is still kept."""
-    columns, table = ["image_id", "tags", "caption"], "merge"
-    if "quality" in job.tables:
-        columns, table = [*columns, *MODIFIERS], "merge JOIN quality USING (image_id)"
+    """Compose the captions of every picture that is still kept, each part of the table in a process of its own."""
     with job.connect() as connection:
-        pictures = read(
-            connection,
-            f"SELECT {', '.join(columns)} FROM {table} SEMI JOIN survivors USING (image_id) ORDER BY image_id",
+        total, parts = ranges(connection)
+    counts: Counts = Counter()
+    with Meter("compose", total, "pictures") as meter:
+        for rows, found in job.engine.map(
+            partial(write_range, job.tables, job.deciders, job.folder, job.settings), parts
+        ):
+            counts += found
+            meter.advance(rows)
+    for line in report(counts, job.settings):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def write_range(
+    tables: Mapping[str, Path], deciders: Sequence[str], folder: Path, settings: ComposeSettings, part: Range
+) -> tuple[int, Counts]:
+    """Write one part of the table. Returns how many pictures it has, and the counts of their captions."""
+    # Of its own, for a cluster may do a task twice.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{part.number:05}.", suffix=".tmp", dir=folder))
+    rows, counts = 0, Counter[tuple[str, str]]()
+
+    def batches(found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for batch in found:
+            rows += len(batch)
+            for start in range(0, len(batch), AT_ONCE):
+                yield composed(batch.slice(start, AT_ONCE), settings, counts)
+
+    schema = CAPTIONS.append(pa.field("shortened", pa.list_(SHORTENED))) if settings.tokenizer else CAPTIONS
+    with connect(tables, deciders, temporary) as connection:
+        write_parts(batches(read(connection, part.query(tables))), temporary, schema)
+    (temporary / "part-00000.parquet").replace(folder / f"part-{part.number:05}.parquet")
+    shutil.rmtree(temporary)
+    return rows, counts
+
+
+def composed(batch: pa.RecordBatch, settings: ComposeSettings, counts: Counts) -> pa.RecordBatch:
+    """The rows of the table for a batch of pictures; what happens is added to `counts`."""
+    by_picture = [
+        list(compose(picture, settings.variants, settings.seed)) for picture in pictures(batch, settings.always)
+    ]
+    captions = [parts for found in by_picture for parts in found]
+    texts = [parts.text() for parts in captions]
+    names = [parts.variant for parts in captions]
+    counts.update(zip(names, repeat("written")))
+    shortened = _shortened(captions, texts, settings)
+    for at, one in shortened.items():
+        texts[at] = one.text
+        _count(counts, names[at], one, settings.max_tokens)
+    offsets = [0, *accumulate(len(found) for found in by_picture)]
+    values = pa.StructArray.from_arrays([pa.array(names), pa.array(texts)], fields=list(CAPTION))
+    columns = {"image_id": batch["image_id"], "captions": pa.ListArray.from_arrays(offsets, values)}
+    if settings.tokenizer:
+        columns["shortened"] = pa.array(
+            [[_row(names[at], shortened[at]) for at in range(*ends) if at in shortened] for ends in pairwise(offsets)],
+            pa.list_(SHORTENED),
         )
-        write_parts(_composed(pictures, job.settings.variants), job.folder, CAPTIONS)
+    return pa.record_batch(columns)
 
 
-def _composed(pictures: pa.RecordBatchReader, variants: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for batch in pictures:
-        rows: list[dict[str, Any]] = [
-            {
-                "image_id": row["image_id"],
-                "captions": compose(row["tags"], row["caption"], variants, modifiers_of(row)),
-            }
-            for row in batch.to_pylist()
-        ]
-        yield pa.RecordBatch.from_pylist(rows, CAPTIONS)
+def _shortened(captions: Sequence[Parts], texts: Sequence[str], settings: ComposeSettings) -> dict[int, Shortened]:
+    """Captions with more tokens than the encoder reads, by place."""
+    if settings.tokenizer is None:
+        return {}
+    count = counter(settings.tokenizer, settings.prompt_prefix)
+    return {
+        at: shorten(parts, tokens, settings.max_tokens, count)
+        for at, (parts, tokens) in enumerate(zip(captions, count(texts), strict=True))
+        if tokens > settings.max_tokens
+    }
+
+
+def _row(variant: str, one: Shortened) -> dict[str, object]:
+    return {"variant": variant, "tokens": one.tokens, "left": one.left, "dropped": one.dropped}
+
+
+def _count(counts: Counts, variant: str, one: Shortened, limit: int) -> None:
+    counts[variant, "too long"] += 1
+    counts[variant, "dropped"] += len(one.dropped)
+    counts[variant, "still too long"] += one.left > limit
+
+
+def report(counts: Counts, settings: ComposeSettings) -> Iterator[str]:
+    """What was written, and what was too long, by variant."""
+    for name in (name for variant in settings.variants for name in variant.names):
+        line = f"  {counts[name, 'written']:,} captions {name}"
+        if counts[name, "too long"]:
+            line += (
+                f"; {counts[name, 'too long']:,} had more than {settings.max_tokens} tokens and lost "
+                f"{counts[name, 'dropped']:,} tags or sentences"
+            )
+        if counts[name, "still too long"]:
+            line += f"; {counts[name, 'still too long']:,} are still too long, the encoder will cut them"
+        yield line
 
 
 STAGE = Stage(settings=ComposeSettings, version=1, run=run, adds=("captions",))

@@ -104,7 +104,7 @@ def connect(tables: Mapping[str, Path], deciders: Sequence[str], folder: Path) -
     """
     connection = open_database(folder)
     for name, folder in tables.items():
-        connection.execute(f"CREATE VIEW {name} AS {rows_of(folder)}")
+        connection.execute(f'CREATE VIEW "{name}" AS {rows_of(folder)}')  # `describe` is a word of SQL.
     if deciders:
         dropped = " UNION ALL ".join(f"SELECT image_id FROM {name} WHERE NOT keep" for name in deciders)
         connection.execute(
