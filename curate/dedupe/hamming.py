@@ -226,6 +226,7 @@ class _Found:
         self._group = group
         self._straight = _moves(group.layout, _STRAIGHT)
         self._held: list[tuple[Hashes, Hashes]] = []
+        self._many = 0
         self._packed = [np.empty(0, np.uint64)]
 
     def compare(self, chunk: Hashes) -> None:
@@ -249,7 +250,8 @@ class _Found:
     def _hold(self, left: Hashes, right: Hashes) -> None:
         same = (left ^ right) <= self._group.low
         self._held.append((left[same], right[same]))
-        if sum(len(one) for one, _ in self._held) > HELD:
+        self._many += int(np.count_nonzero(same))
+        if self._many > HELD:
             self._pack()
 
     def _pack(self) -> None:
@@ -258,6 +260,7 @@ class _Found:
             return
         left, right = (_moved(np.concatenate(side), self._straight) for side in zip(*self._held, strict=True))
         self._held.clear()
+        self._many = 0
         here = np.ones(len(left), bool)
         for mask in self._group.apart:
             here &= (left ^ right) & mask != 0
