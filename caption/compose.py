@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, islice, pairwise, repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -127,8 +127,9 @@ def write_range(
         nonlocal rows
         for batch in found:
             rows += len(batch)
-            for start in range(0, len(batch), AT_ONCE):
-                yield composed(batch.slice(start, AT_ONCE), settings, counts)
+            known = pictures(batch, settings.always)
+            while some := list(islice(known, AT_ONCE)):
+                yield composed(some, settings, counts)
 
     schema = CAPTIONS.append(pa.field("shortened", pa.list_(SHORTENED))) if settings.tokenizer else CAPTIONS
     with connect(tables, deciders, temporary) as connection:
@@ -138,11 +139,9 @@ def write_range(
     return rows, counts
 
 
-def composed(batch: pa.RecordBatch, settings: ComposeSettings, counts: Counts) -> pa.RecordBatch:
-    """The rows of the table for a batch of pictures; what happens is added to `counts`."""
-    by_picture = [
-        list(compose(picture, settings.variants, settings.seed)) for picture in pictures(batch, settings.always)
-    ]
+def composed(known: Sequence[Picture], settings: ComposeSettings, counts: Counts) -> pa.RecordBatch:
+    """The rows of the table for pictures; what happens is added to `counts`."""
+    by_picture = [list(compose(picture, settings.variants, settings.seed)) for picture in known]
     captions = [parts for found in by_picture for parts in found]
     texts = [parts.text() for parts in captions]
     names = [parts.variant for parts in captions]
@@ -153,7 +152,10 @@ def composed(batch: pa.RecordBatch, settings: ComposeSettings, counts: Counts) -
         _count(counts, names[at], one, settings.max_tokens)
     offsets = [0, *accumulate(len(found) for found in by_picture)]
     values = pa.StructArray.from_arrays([pa.array(names), pa.array(texts)], fields=list(CAPTION))
-    columns = {"image_id": batch["image_id"], "captions": pa.ListArray.from_arrays(offsets, values)}
+    columns = {
+        "image_id": pa.array([picture.image_id for picture in known]),
+        "captions": pa.ListArray.from_arrays(offsets, values),
+    }
     if settings.tokenizer:
         columns["shortened"] = pa.array(
             [[_row(names[at], shortened[at]) for at in range(*ends) if at in shortened] for ends in pairwise(offsets)],

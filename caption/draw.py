@@ -33,17 +33,17 @@ def draw(tags: Sequence[Tag], variant: Variant, seed: int, image_id: str, copy: 
     """
     level, quality, *drawn = numbers(seed, image_id, variant.name, copy, 2 + len(tags))
     stay = list(zip(drawn, tags, strict=True))
+    if variant.shuffle:
+        stay.sort(key=itemgetter(0))
     if variant.dropout:
         limit = _limit(stay, level, variant.dropout)
+        last = next(pair for pair in reversed(stay) if pair[1].group not in SAID)
         stay = [pair for pair in stay if pair[0] >= limit or pair[1].fixed]
         if all(tag.group in SAID for _, tag in stay):
-            best = max((pair for pair in zip(drawn, tags, strict=True) if pair[1].group not in SAID), key=itemgetter(0))
-            stay.insert(0, best)
+            stay.append(last)
     if quality < variant.quality_dropout * SPAN:
         stay = [pair for pair in stay if pair[1].group != "quality"]
-    if not variant.shuffle:
-        return [tag for _, tag in stay]
-    return sorted([tag for _, tag in sorted(stay, key=itemgetter(0))], key=attrgetter("rank"))
+    return sorted([tag for _, tag in stay], key=attrgetter("rank"))
 
 
 def _limit(drawn: Sequence[tuple[int, Tag]], level: int, dropout: float | str) -> float:

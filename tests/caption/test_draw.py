@@ -59,11 +59,11 @@ def test_invariants(tags, variant, seed, image_id, copy):
 
 @given(st.lists(names, min_size=1, unique=True), st.floats(0, 1, exclude_max=True), st.integers())
 def test_something_always_stays(found, dropout, seed):
-    tags = [*(tag(name, "general") for name in found), tag("best quality", "quality")]
+    tags = [tag("safe", "rating"), *(tag(name, "general") for name in found), tag("best quality", "quality")]
     variant = Variant(name="x", order="xml", dropout=dropout, quality_dropout=1)
     drawn = draw(tags, variant, seed, "a", 0)
-    assert drawn
-    assert all(one.group == "general" for one in drawn)
+    assert [one.group for one in drawn] == ["rating"] + ["general"] * (len(drawn) - 1)
+    assert len(drawn) > 1
 
 
 FORTY = [tag(f"tag{number}", "general") for number in range(40)]

@@ -57,10 +57,17 @@ def test_the_last_general_tags_go_first(tokenizer):
 
 
 def test_the_least_number_goes(tokenizer):
-    parts = Parts("x", "illustrious", tags(*MANY, *GENERAL), "")
-    one = cut(parts, 100, tokenizer)
-    more = Parts("x", "illustrious", tags(*MANY, *GENERAL[: 30 - len(one.dropped) + 1]), "")
-    assert counter(str(tokenizer), PREFIX)([more.text()])[0] > 100
+    parts, count = Parts("x", "illustrious", tags(*MANY, *GENERAL), ""), counter(str(tokenizer), PREFIX)
+    (exact,) = count([Parts("x", "illustrious", tags(*MANY, *GENERAL[:17]), "").text()])
+    assert len(cut(parts, exact, tokenizer).dropped) == 13
+    assert len(cut(parts, exact - 1, tokenizer).dropped) == 14
+
+
+def test_tags_that_always_stay_do(tokenizer):
+    kept = make_tag("tag29", "general", True)
+    one = cut(Parts("x", "illustrious", [*tags(*MANY[:1], *GENERAL[:29]), kept], ""), 60, tokenizer)
+    assert one.text.startswith("1girl, tag0, ")
+    assert one.text.endswith(", tag29")
 
 
 def test_sentences_go_whole_and_the_first_stays(tokenizer):
