@@ -283,7 +283,7 @@ def draw(counts: NDArray[np.int64], seconds: NDArray[np.float64], path: Path) ->
         axes.annotate(f"{second:.1f} s", (count, second), (-16, 10), textcoords="offset points", ha="center")
     axes.set_xticks(counts, [f"{count / 1e6:,.0f}" for count in counts])
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.margins(0.08, 0.12)
+    axes.margins(0.12, 0.12)
     axes.minorticks_off()
     axes.set_xlabel("hashes, millions")
     axes.set_ylabel("time, seconds")
