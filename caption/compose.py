@@ -151,9 +151,11 @@ def composed(known: Sequence[Picture], settings: ComposeSettings, counts: Counts
         texts[at] = one.text
         _count(counts, names[at], one, settings.max_tokens)
     offsets = [0, *accumulate(len(found) for found in by_picture)]
-    values = pa.StructArray.from_arrays([pa.array(names), pa.array(texts)], fields=list(CAPTION))
+    values = pa.StructArray.from_arrays(
+        [pa.array(names, pa.string()), pa.array(texts, pa.string())], fields=list(CAPTION)
+    )
     columns = {
-        "image_id": pa.array([picture.image_id for picture in known]),
+        "image_id": pa.array([picture.image_id for picture in known], pa.string()),
         "captions": pa.ListArray.from_arrays(offsets, values),
     }
     if settings.tokenizer:
