@@ -144,6 +144,8 @@ class Doomed:
         self._engine, self._node, self._dying = engine, node, dying
 
     def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+        if not isinstance(next(iter(tasks), None), Shard):
+            return self._engine.map(function, tasks)
         return self._engine.map(partial(die, self._node, self._dying, function), tasks)
 
 
