@@ -61,6 +61,7 @@ def candidates(job: Job[PixelsSettings]) -> pa.Table:
         hashes = np.ascontiguousarray(distinct.fetchnumpy()["phash"], np.uint64)
         near = hashes[pairs(hashes, DISTANCE)]
         connection.register("near", pa.table({"a": near[:, 0], "b": near[:, 1]}))
+        # Materialised: left to itself DuckDB joins all pictures of equal size with one another first.
         return connection.sql(
             """
             WITH pictures AS (
@@ -70,12 +71,11 @@ def candidates(job: Job[PixelsSettings]) -> pa.Table:
             ),
             kinds AS (SELECT phash, size, count(*) AS copies FROM pictures GROUP BY ALL),
             neighbours AS (SELECT a, b FROM near UNION ALL SELECT b, a FROM near),
+            sized AS MATERIALIZED (SELECT a, b, size FROM neighbours JOIN kinds ON phash = a),
             close AS (
                 SELECT phash, size FROM kinds WHERE copies > 1
                 UNION
-                SELECT one.phash, one.size FROM kinds AS one
-                JOIN neighbours ON one.phash = a
-                JOIN kinds AS other ON other.phash = b AND other.size = one.size
+                SELECT a, sized.size FROM sized SEMI JOIN kinds ON kinds.phash = b AND kinds.size = sized.size
             )
             SELECT image_id, location FROM pictures SEMI JOIN close USING (phash, size)
             WHERE pixel_hash IS NULL ORDER BY location
