@@ -136,7 +136,7 @@ def load_tagger(settings: TaggerSettings) -> tuple[table.Model, table.Columns]:
     folder = _folder(settings.model, [TAGS, weights, *(["config.json"] if settings.runtime == "timm" else [])])
     vocabulary = read_vocabulary(folder / TAGS)
     thresholds = _thresholds(settings, vocabulary)
-    model = _timm(folder, settings) if settings.runtime == "timm" else _onnx(folder, settings)
+    model = _timm(folder, settings.model) if settings.runtime == "timm" else _onnx(folder)
     model.about.update(
         {
             "model": settings.model,
@@ -200,7 +200,7 @@ def _thresholds(settings: TaggerSettings, vocabulary: Vocabulary) -> dict[str, f
     return {category: threshold for category, threshold in found.items() if threshold is not None}
 
 
-def _timm(folder: Path, settings: TaggerSettings) -> table.Model:
+def _timm(folder: Path, name: str) -> table.Model:
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -210,11 +210,11 @@ def _timm(folder: Path, settings: TaggerSettings) -> table.Model:
     try:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm raises almost anything: names, shapes.
-        raise UserError(f"tagger.model = {settings.model!r}: {error}") from None
+        raise UserError(f"tagger.model = {name!r}: {error}") from None
     prepare = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return table.Model(
         module=_reversed_sigmoid(model),
-        geometry=Geometry(prepare["input_size"][-1], "pad", prepare["interpolation"], exact=settings.exact),
+        geometry=Geometry(prepare["input_size"][-1], "pad", prepare["interpolation"]),
         mean=prepare["mean"],
         std=prepare["std"],
         about={"runtime": "timm", "side": prepare["input_size"][-1]},
@@ -238,7 +238,7 @@ def _reversed_sigmoid(model: "nn.Module") -> "nn.Module":
     return Tagger()
 
 
-def _onnx(folder: Path, settings: TaggerSettings) -> table.Model:
+def _onnx(folder: Path) -> table.Model:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -258,7 +258,7 @@ def _onnx(folder: Path, settings: TaggerSettings) -> table.Model:
 
     return table.Model(
         module=Tagger(),
-        geometry=Geometry(entry.shape[1], "pad", "bicubic", exact=settings.exact),
+        geometry=Geometry(entry.shape[1], "pad", "bicubic"),
         mean=(0.0, 0.0, 0.0),
         std=(1 / 255, 1 / 255, 1 / 255),
         about={"runtime": "onnx", "side": entry.shape[1]},

@@ -19,12 +19,12 @@ def run(job: Job[ClassifySettings]) -> str:
     """Classify what is new."""
 
     def load() -> tuple[table.Model, table.Columns]:
-        return load_classifier(job.settings.model, job.settings.exact), table.halves
+        return load_classifier(job.settings.model), table.halves
 
     return table.run(job, load, table.halves_field("probabilities"))
 
 
-def load_classifier(model: str, exact: bool) -> table.Model:
+def load_classifier(model: str) -> table.Model:
     """A classifier of timm, followed by a softmax. Raises UserError where there is none, or one without weights."""
     try:
         import timm  # It imports PyTorch.
@@ -49,7 +49,6 @@ def load_classifier(model: str, exact: bool) -> table.Model:
         side=prepare["input_size"][-1],
         mode="squash" if prepare["crop_mode"] == "squash" else "crop",
         interpolation=prepare["interpolation"],
-        exact=exact,
         crop=prepare["crop_pct"],
     )
     names = classifier.pretrained_cfg.get("label_names")
@@ -62,7 +61,7 @@ def load_classifier(model: str, exact: bool) -> table.Model:
             "model": model,
             "weights": weights_hash(classifier),
             "dim": classifier.num_classes,
-            "preprocessing": {**prepare, "decode": "full" if exact else "reduced"},
+            "preprocessing": prepare,
             "classes": list(names) if names else None,
         },
     )

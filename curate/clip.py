@@ -17,7 +17,7 @@ _MODES = {"shortest": "crop", "squash": "squash"}
 """open_clip's names of the ways to a square, and ours."""
 
 
-def load_tower(model: str, pretrained: str | None, exact: bool) -> Model:
+def load_tower(model: str, pretrained: str | None) -> Model:
     """An image tower, whose embeddings have length 1.
 
     `model` is a name of open_clip with `pretrained`, one of its tags or the file of a checkpoint; or `hf-hub:NAME` or
@@ -43,7 +43,7 @@ def load_tower(model: str, pretrained: str | None, exact: bool) -> Model:
             "tags or the file of a checkpoint, or hf-hub:NAME or local-dir:FOLDER with pretrained = null"
         ) from None
     prepare = open_clip.get_model_preprocess_cfg(clip)
-    geometry, tower = _geometry(model, prepare, exact), _Normalised(clip.visual).eval()
+    geometry, tower = _geometry(model, prepare), _Normalised(clip.visual).eval()
     with torch.inference_mode():
         dim = tower(torch.zeros(1, 3, geometry.side, geometry.side)).shape[1]
     return Model(
@@ -56,12 +56,12 @@ def load_tower(model: str, pretrained: str | None, exact: bool) -> Model:
             "pretrained": pretrained,
             "weights": weights_hash(clip.visual),
             "dim": dim,
-            "preprocessing": {**prepare, "decode": "full" if exact else "reduced"},
+            "preprocessing": prepare,
         },
     )
 
 
-def _geometry(model: str, prepare: dict[str, Any], exact: bool) -> Geometry:
+def _geometry(model: str, prepare: dict[str, Any]) -> Geometry:
     size, mode, interpolation = prepare["size"], prepare["resize_mode"], prepare["interpolation"]
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) > 1 or mode not in _MODES or interpolation not in ("bicubic", "bilinear"):
@@ -69,7 +69,7 @@ def _geometry(model: str, prepare: dict[str, Any], exact: bool) -> Geometry:
             f"embed.model = {model!r}: wants {size} pixels, {mode}, {interpolation}; "
             f"squares, {' or '.join(_MODES)}, and bicubic or bilinear are what there is"
         )
-    return Geometry(sides.pop(), _MODES[mode], interpolation, exact=exact)  # type: ignore[arg-type]
+    return Geometry(sides.pop(), _MODES[mode], interpolation)  # type: ignore[arg-type]
 
 
 class _Normalised(nn.Module):

@@ -22,7 +22,7 @@ def run(job: Job[EmbedSettings]) -> str:
             from curate.clip import load_tower  # It imports PyTorch.
         except ModuleNotFoundError as error:
             raise UserError(f"embed: {error}; pip install 'illustrious-lu[aesthetic]'") from None
-        return load_tower(job.settings.model, job.settings.pretrained, job.settings.exact), table.halves
+        return load_tower(job.settings.model, job.settings.pretrained), table.halves
 
     return table.run(job, load, table.halves_field("embedding"))
 

@@ -96,6 +96,33 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, enough: tuple[int, int] | 
             raise Unreadable("undecodable", f"{type(error).__name__}: {error}") from None
 
 
+def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether these are the bytes of a JPEG that any decoder would decode to the same colours, upright.
+
+    That is one without a profile that changes colours, in grey or YCbCr, baseline: other kinds are rare, and slow or
+    wrong elsewhere. Only its header is looked at.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return _is_plain(image) and image.width * image.height <= max_pixels
+        except Exception:  # Whatever it is, `decode` will say.
+            return False
+
+
+def _is_plain(image: Image.Image) -> bool:
+    if image.format != "JPEG" or image.mode not in ("L", "RGB") or "progressive" in image.info:
+        return False
+    layers: list[tuple[int, ...]] = image.layer  # type: ignore[attr-defined]
+    if image.mode == "RGB" and (image.info.get("adobe_transform", 1) != 1 or layers[0][0] == ord("R")):
+        return False  # Not YCbCr.
+    profile = image.info.get("icc_profile")
+    return _orientation(image) == 1 and (not profile or _transform(_undated(profile), image.mode) is None)
+
+
 def _picture(image: Image.Image, max_pixels: int, enough: tuple[int, int] | None) -> Picture:
     width, height = image.size
     if width * height > max_pixels:
@@ -212,11 +239,15 @@ def _eight_bit(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Apply the embedded profile; one that does not fit the pixels is ignored, as browsers do."""
     mode = image.mode if image.mode in ("RGB", "L", "CMYK") else "L" if image.mode in ("1", "LA") else "RGB"
-    undated = profile[:24] + bytes(12) + profile[36:]  # Some programs make the same profile anew for every picture.
-    transform = _transform(undated, mode)
+    transform = _transform(_undated(profile), mode)
     if transform is None:
         return image
     return ImageCms.applyTransform(image if image.mode == mode else image.convert(mode), transform) or image
+
+
+def _undated(profile: bytes) -> bytes:
+    """Some programs make the same profile anew for every picture."""
+    return profile[:24] + bytes(12) + profile[36:]
 
 
 @lru_cache(maxsize=32)

@@ -4,11 +4,13 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shared.progress import console
 from shared.vision.feeder import Batch, Feeder, Item, Problem
@@ -47,9 +49,8 @@ def encode(
 
 
 def _encode(shards: Iterator[Shard], feeder: Feeder, forward: Forward, batch: int, write: Write) -> Iterator[Shard]:
-    for shard, parts in groupby(
-        _computed(_decoded(shards, feeder, batch), feeder, forward), key=lambda part: part.shard
-    ):
+    brought = _one_ahead(_brought(_decoded(shards, feeder, batch), feeder, forward))
+    for shard, parts in groupby(_computed(brought, forward), key=lambda part: part.shard):
         write(shard, list(parts))
         yield shard
 
@@ -74,23 +75,41 @@ def _cut(shards: Iterator[Shard], size: int) -> Iterator[tuple[Shard, list[Item]
             yield shard, items[start : start + size]
 
 
-def _computed(decoded: Iterable[Decoded], feeder: Feeder, forward: Forward) -> Iterator[Encoded]:
-    """The results of each batch, taken from the device when it works on the next one."""
-    pending: deque[tuple[Decoded, list[Problem | None], Pending]] = deque()
-    for one in decoded:
-        _, _, batch = one
+Brought = tuple[Shard, Sequence[Item], list[Problem | None], Tensor]
+
+
+def _brought(decoded: Iterable[Decoded], feeder: Feeder, forward: Forward) -> Iterator[Brought]:
+    """Batches on the device."""
+    for shard, items, batch in decoded:
         problems = batch.problems()
-        pending.append((one, problems, forward.launch(batch.pixels, batch.rows)))
+        pixels = forward.bring(batch, feeder.geometry)
         feeder.release(batch)
+        yield shard, items, problems, pixels
+
+
+def _computed(brought: Iterable[Brought], forward: Forward) -> Iterator[Encoded]:
+    """The results of each batch, taken from the device when it works on the next one."""
+    pending: deque[tuple[Brought, Pending]] = deque()
+    for batch in brought:
+        pending.append((batch, forward.launch(batch[-1])))
         if len(pending) > 1:
             yield _taken(*pending.popleft())
     for last in pending:
         yield _taken(*last)
 
 
-def _taken(decoded: Decoded, problems: list[Problem | None], pending: Pending) -> Encoded:
-    shard, items, _ = decoded
-    return Encoded(shard, items, pending.result(), problems)
+def _taken(batch: Brought, pending: Pending) -> Encoded:
+    shard, items, problems, _ = batch
+    return Encoded(shard, items, pending.result()[: len(items)], problems)
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """What an iterator yields, each made by a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 class _Shared(Iterator[T]):

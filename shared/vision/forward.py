@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from shared.progress import console
 from shared.vision import Precision
+from shared.vision.feeder import Batch
+from shared.vision.geometry import Geometry
+from shared.vision.nvjpeg import squares
 
 
 def devices(cpu: bool = False) -> list[torch.device]:
@@ -43,21 +46,37 @@ class Forward:
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
         self._compute = torch.compile(self._plain) if device.type == "cuda" else self._plain
         self._most: int | None = None
+        if device.type == "cuda":
+            self._side = torch.cuda.Stream(device)
 
-    def launch(self, pixels: NDArray[np.uint8], rows: int) -> "Pending":
-        """Begin to compute the vectors of the first `rows` of `pixels` (n, side, side, 3), which may be reused at once.
+    @torch.inference_mode()
+    def bring(self, batch: Batch, geometry: Geometry) -> Tensor:
+        """The pixels (n, side, side, 3) of a decoded batch on the device; the batch is not needed any more.
 
-        The GPU gets all n, so that there is one shape to compile for.
+        On a GPU n is the size of a full batch, so that there is one shape to compile for, and copies and JPEGs have a
+        stream of their own: a thread can call this while the model computes.
         """
         if self.device.type == "cpu":
-            return Pending(self._halving(torch.from_numpy(pixels[:rows])), rows)
+            return torch.from_numpy(batch.pixels[: batch.rows].copy())
+        with torch.cuda.device(self.device), torch.cuda.stream(self._side):
+            pixels = torch.from_numpy(batch.pixels).pin_memory().to(self.device, non_blocking=True)
+            if jpegs := batch.jpegs():
+                pixels[list(jpegs)] = squares(list(jpegs.values()), geometry, self.device)
+            self._side.synchronize()
+        return pixels
+
+    def launch(self, pixels: Tensor) -> "Pending":
+        """Begin to compute the vectors of what `bring` has brought."""
+        if self.device.type == "cpu":
+            return Pending(self._halving(pixels))
         with torch.cuda.device(self.device):
+            pixels.record_stream(torch.cuda.current_stream())  # They were allocated for the other one.
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            pinned = torch.from_numpy(pixels).pin_memory()
             start.record()
-            found = self._halving(pinned.to(self.device, non_blocking=True)).to("cpu", non_blocking=True)
+            vectors = self._halving(pixels)
+            found = torch.empty(vectors.shape, pin_memory=True).copy_(vectors, non_blocking=True)
             end.record()
-        return Pending(found, rows, self, (start, end))
+        return Pending(found, self, (start, end))
 
     def count(self, seconds: float) -> None:
         """Note how long a batch took. The first one, for which the model is compiled, does not count."""
@@ -96,16 +115,15 @@ class Pending:
     def __init__(
         self,
         vectors: Tensor,
-        rows: int,
         forward: Forward | None = None,
         events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None,
     ) -> None:
-        self._vectors, self._rows, self._forward, self._events = vectors, rows, forward, events
+        self._vectors, self._forward, self._events = vectors, forward, events
 
     def result(self) -> NDArray[np.float32]:
-        """(rows, k); waits for the device."""
+        """(n, k); waits for the device."""
         if self._events and self._forward:
             start, end = self._events
             end.synchronize()
             self._forward.count(start.elapsed_time(end) / 1e3)
-        return self._vectors[: self._rows].numpy()
+        return self._vectors.numpy()

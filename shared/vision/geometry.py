@@ -24,15 +24,10 @@ class Geometry:
     interpolation: Interpolation
     crop: float = 1.0
     """Pictures are made larger by this, and the middle is cut out: timm's `crop_pct`."""
-    exact: bool = False
-    """Decode JPEGs in full. Without it they are decoded at the smallest scale that is no smaller than the input: many
-    times as fast, and each pixel is up to a few levels from what it would be."""
 
     @property
-    def enough(self) -> tuple[int, int] | None:
-        """How large pictures have to be decoded, for `shared.images.decode`."""
-        if self.exact:
-            return None
+    def enough(self) -> tuple[int, int]:
+        """How large pictures have to be decoded at least, for `shared.images.decode`."""
         return (self._scaled, 1) if self.mode == "pad" else (self._scaled, self._scaled)
 
     @property
@@ -42,15 +37,22 @@ class Geometry:
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """(side, side, 3) of an RGB picture."""
-        width, height = self._scaled, self._scaled
-        if self.mode == "crop":
-            width, height = (self._scaled * length // min(image.size) for length in image.size)
         if self.mode == "pad":
             image = _padded(image)
+        width, height = self.scaled(*image.size)
+        left, top = self.corner(width, height)
         image = image.resize((width, height), _FILTERS[self.interpolation])
-        # Halves are rounded to even, as torchvision does.
-        left, top = round((width - self.side) / 2), round((height - self.side) / 2)
         return np.asarray(image.crop((left, top, left + self.side, top + self.side)))
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """The size to which a picture of this one is brought, before the middle is cut out."""
+        if self.mode != "crop":
+            return self._scaled, self._scaled
+        return self._scaled * width // min(width, height), self._scaled * height // min(width, height)
+
+    def corner(self, width: int, height: int) -> tuple[int, int]:
+        """Left and top of the middle. Halves are rounded to even, as torchvision does."""
+        return round((width - self.side) / 2), round((height - self.side) / 2)
 
 
 def _padded(image: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ from shared.fingerprint import fingerprint
 from shared.images import MAX_PIXELS
 from shared.settings import Settings
 from shared.stages import Job
-from shared.vision import Precision
+from shared.vision import Decode, Precision
 from shared.vision.geometry import Geometry
 from shared.worklist import Shard, WorkList, finish
 
@@ -41,8 +41,8 @@ class VisionSettings(Settings):
 
     precision: Precision = "float16"
     """What a GPU computes in."""
-    exact: bool = False
-    """Decode JPEGs in full, as other tools do: scores are theirs to rounding, and decoding takes twice as long."""
+    decode: Decode = "reduced"
+    """How JPEGs are decoded; see `shared.vision.Decode`."""
     batch: PositiveInt = 128
     """Pictures that are computed together."""
     max_pixels: PositiveInt = MAX_PIXELS
@@ -133,11 +133,12 @@ def _compute(
     from shared.vision.forward import Forward, devices
 
     settings, places = job.settings, devices(cpu=model.own_runtime)
+    if settings.decode == "gpu" and places[0].type != "cuda":
+        raise UserError("decode = gpu: the model does not run on a GPU here; use reduced or full")
     forwards = [Forward(model.module, model.mean, model.std, place, settings.precision) for place in places]
-    about = _claim(job.folder, model.about | {"precision": forwards[0].precision})
-    feeder = Feeder(
-        Corpus(job.source), model.geometry, settings.max_pixels, settings.batch, job.engine.cores, len(places)
-    )
+    about = _claim(job.folder, model.about | {"decode": settings.decode, "precision": forwards[0].precision})
+    corpus, cores = Corpus(job.source), job.engine.cores
+    feeder = Feeder(corpus, model.geometry, settings.decode, settings.max_pixels, settings.batch, cores, len(places))
     with feeder:
         write = partial(_write, schema(fields(about), about), columns)
         work = partial(encode, feeder=feeder, forwards=forwards, batch=settings.batch, write=write)

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from shared.images import Unreadable, decode, to_rgb
+from shared.images import Unreadable, decode, is_plain_jpeg, to_rgb
 
 ROOT = Path(__file__).resolve().parents[2]
 RANDOM = np.random.default_rng(0)
@@ -486,3 +486,33 @@ def test_the_quality_of_a_jpeg_is_known(quality, mode):
     buffer = io.BytesIO()
     Image.new(mode if mode != "CMYK" else "RGB", (32, 32)).save(buffer, "PNG")
     assert decode(buffer.getvalue()).quality is None
+
+
+def jpeg(mode: str = "RGB", **options: object) -> bytes:
+    return encode(Image.effect_noise((32, 24), 50).convert(mode), "JPEG", **options)
+
+
+def profile(name: str) -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "plain"),
+    [
+        (jpeg(), True),
+        (jpeg("L"), True),
+        (jpeg(subsampling=0), True),
+        (jpeg(icc_profile=profile("sRGB")), True),
+        (jpeg("L", icc_profile=profile("sRGB")), True),
+        (jpeg(progressive=True), False),
+        (jpeg("CMYK"), False),
+        (jpeg(keep_rgb=True), False),
+        (jpeg(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"), False),
+        (encode(RGB, "PNG"), False),
+        (jpeg()[:100], False),
+        (b"", False),
+    ],
+)
+def test_jpegs_that_any_decoder_decodes_alike(data, plain):
+    assert is_plain_jpeg(data) == plain
+    assert not is_plain_jpeg(data, max_pixels=32 * 24 - 1)

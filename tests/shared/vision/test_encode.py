@@ -12,6 +12,7 @@ from torch import nn
 
 from shared.corpus import Corpus
 from shared.errors import UserError
+from shared.images import decode
 from shared.vision import feeder as feeder_module
 from shared.vision.encode import encode
 from shared.vision.feeder import Feeder
@@ -61,7 +62,7 @@ def test_every_picture_once_in_its_place(source, items, tmp_path, batch, shard_r
         assert shard not in written
         written[shard] = parts
 
-    with Feeder(Corpus(str(source)), GEOMETRY, 10**6, batch, workers=2, devices=models) as feeder:
+    with Feeder(Corpus(str(source)), GEOMETRY, "reduced", 10**6, batch, workers=2, devices=models) as feeder:
         done = list(encode(work.shards(), feeder, forwards, batch, write))
     assert sorted(done, key=str) == sorted(work.shards(), key=str)
     ids, vectors, problems = [], [], []
@@ -85,14 +86,14 @@ def test_an_error_of_the_model_ends_it(source, items, tmp_path, models):
     work.extend(items)
     forwards = [Forward(nn.Conv2d(7, 7, 7), (0, 0, 0), (1, 1, 1), torch.device("cpu"), "float32")] * models
     with (
-        Feeder(Corpus(str(source)), GEOMETRY, 10**6, 8, workers=1) as feeder,
+        Feeder(Corpus(str(source)), GEOMETRY, "reduced", 10**6, 8, workers=1) as feeder,
         pytest.raises(RuntimeError, match="channels"),
     ):
         list(encode(work.shards(), feeder, forwards, 8, lambda *_: None))
 
 
 def test_a_process_that_dies_is_named(source, items):
-    with Feeder(Corpus(str(source)), GEOMETRY, 10**6, 8, workers=1) as feeder:
+    with Feeder(Corpus(str(source)), GEOMETRY, "reduced", 10**6, 8, workers=1) as feeder:
         batch = feeder.feed(items.slice(0, 8).to_pylist(), wait=True)
         batch.problems()
         for process in feeder._pool._processes.values():
@@ -108,4 +109,24 @@ def test_too_little_shared_memory_is_said_before(source, monkeypatch):
 
     monkeypatch.setattr(feeder_module.os, "statvfs", lambda _: Full)
     with pytest.raises(UserError, match="set a smaller batch"):
-        Feeder(Corpus(str(source)), GEOMETRY, 10**6, 8, workers=1)
+        Feeder(Corpus(str(source)), GEOMETRY, "reduced", 10**6, 8, workers=1)
+
+
+def test_jpegs_for_the_gpu_are_passed_on_as_they_are(tmp_path):
+    noise = Image.effect_noise((60, 40), 80)
+    noise.convert("RGB").save(tmp_path / "a.jpg", quality=90)
+    noise.convert("RGB").save(tmp_path / "b.png")
+    noise.convert("CMYK").save(tmp_path / "c.jpg")
+    Image.effect_noise((2500, 2000), 80).save(tmp_path / "d.jpg", quality=100)  # More than there is room for.
+    (tmp_path / "e.jpg").write_bytes(b"no picture")
+    files = sorted(tmp_path.iterdir())
+    items = [{"image_id": hashlib.sha256(path.read_bytes()).hexdigest(), "locations": [path.name]} for path in files]
+    assert files[3].stat().st_size > feeder_module.ROOM
+    with Feeder(Corpus(str(tmp_path)), GEOMETRY, "gpu", 10**7, 8, workers=1) as feeder:
+        batch = feeder.feed(items, wait=True)
+        assert {row: data.tobytes() for row, data in batch.jpegs().items()} == {0: files[0].read_bytes()}
+        assert [problem and problem[0] for problem in batch.problems()] == [None] * 4 + ["not_an_image"]
+        for row in (1, 2, 3):
+            expected = GEOMETRY.apply(decode(files[row].read_bytes()).image)
+            np.testing.assert_array_equal(batch.pixels[row], expected)
+        feeder.release(batch)
