@@ -12,4 +12,7 @@ SHARE = 12
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """An empty database in memory that spills into `folder`, below a name that a killed run's successor sweeps away."""
     memory = max(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
-    return duckdb.connect(config={"memory_limit": f"{memory >> 20}MiB", "temp_directory": str(folder / ".duckdb.tmp")})
+    limits = {"memory_limit": f"{memory >> 20}MiB", "temp_directory": str(folder / ".duckdb.tmp")}
+    connection = duckdb.connect(config=limits)
+    connection.execute("SET enable_progress_bar = false")  # It would be drawn between our own lines.
+    return connection
