@@ -49,19 +49,23 @@ class Range:
         """SQL for what is known of them; what no table says is null."""
         there = [name for name in OPTIONAL if name in tables]
         joins = "".join(f' LEFT JOIN "{name}" USING (image_id)' for name in there)
-        bounds = [f"image_id {sign} {_quoted(end)}" for sign, end in ((">=", self.start), ("<", self.end)) if end]
         return f"""
             SELECT
                 image_id,
-                {"coalesce(tags.tags, [])" if "tags" in there else "merge.tags"} AS tags,
+                {_SHOWN if "tags" in there else "merge.tags"} AS tags,
                 {_rating(there)} AS rating,
                 {"quality_tag, year_tag" if "quality" in there else "NULL AS quality_tag, NULL AS year_tag"},
                 {"ocr.text" if "ocr" in there else "NULL"} AS text,
                 {"descriptions" if "describe" in there else "[]"} AS descriptions,
                 merge.caption AS caption
             FROM merge SEMI JOIN survivors USING (image_id){joins}
-            WHERE {" AND ".join(bounds) or "true"} ORDER BY image_id
+            WHERE {self.bounds()} ORDER BY image_id
         """
+
+    def bounds(self) -> str:
+        """SQL that is true of them alone."""
+        bounds = [f"image_id {sign} {_quoted(end)}" for sign, end in ((">=", self.start), ("<", self.end)) if end]
+        return " AND ".join(bounds) or "true"
 
 
 def ranges(connection: duckdb.DuckDBPyConnection) -> tuple[int, list[Range]]:
@@ -103,6 +107,10 @@ def _tags(column: pa.ListArray, always: frozenset[str]) -> Iterator[list[Tag | N
     for length in pc.list_value_length(column).to_pylist():
         yield tags[start : start + length]
         start += length
+
+
+_SHOWN = "coalesce([tag FOR tag IN tags.tags IF list_position(tags.implied, tag.name) IS NULL], [])"
+"""SQL for the tags without those that another tag of the picture says already."""
 
 
 def _rating(there: Sequence[str]) -> str:

@@ -91,6 +91,21 @@ def status(work: WorkFolder = Path("work")) -> None:
     show(Work(work))
 
 
+@app.command()
+def tags(
+    work: WorkFolder = Path("work"),
+    beside: Annotated[
+        str | None, typer.Option("--with", metavar="NAME", help="Show which tags stand beside this one.")
+    ] = None,
+    rare: Annotated[int | None, typer.Option(min=1, help="Show the characters of at most so many pictures.")] = None,
+) -> None:
+    """Show which tags the pictures that are kept have, before and after they are normalised."""
+    from curate.tags import show
+    from curate.work import Work
+
+    show(Work(work), beside, rare)
+
+
 def _start(source: str, pipeline: Pipeline, work: Path, engine: str = "local", workers: int | None = None) -> None:
     """Run, and show what came out."""
     from curate.run import run

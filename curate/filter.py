@@ -3,7 +3,7 @@
 The first rule that a picture fails is its reason. The safety rule comes first and has no off switch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,51 +14,12 @@ from curate.rules import VERDICT, Rule, judge
 from curate.scores import Condition, check, compared, score_rules, scores_in, unscored
 from shared.errors import UserError
 from shared.pipelines import Pipeline
+from shared.safety import MINOR_TAGS
 from shared.settings import Settings
 from shared.stages import DECISIONS, Job, Stage
 from shared.tables import write_query
 
-MINOR_TAGS = frozenset(
-    {
-        "aged_down",
-        "baby",
-        "babies",
-        "child",
-        "children",
-        "child_on_child",
-        "cub",
-        "elementary_school_student",
-        "female_child",
-        "infant",
-        "kid",
-        "kids",
-        "kindergarten",
-        "kindergartener",
-        "loli",
-        "lolicon",
-        "lolidom",
-        "male_child",
-        "minor",
-        "minors",
-        "multiple_lolis",
-        "multiple_shotas",
-        "newborn",
-        "oppai_loli",
-        "preteen",
-        "shota",
-        "shotacon",
-        "shotadom",
-        "straight_shota",
-        "toddler",
-        "toddlercon",
-        "toddlers",
-        "underage",
-        "young",
-        "young_child",
-        "younger_child",
-    }
-)
-"""Tags that say that a minor is depicted. A picture with one of them must be rated general."""
+Rating = Literal["general", "sensitive", "questionable", "explicit", "unknown"]
 
 
 class FilterSettings(Settings):
@@ -82,25 +43,26 @@ class FilterSettings(Settings):
     """Keep the first frame of animated files."""
     max_variants: PositiveInt | None = None
     """Most pictures of a group of variants (one drawing with other clothes, closed eyes...); the best ones stay."""
-    ratings: tuple[Literal["general", "sensitive", "questionable", "explicit", "unknown"], ...] = (
-        "general",
-        "sensitive",
-        "unknown",
-    )
+    ratings: tuple[Rating, ...] = ("general", "sensitive", "unknown")
     """Ratings that are kept; unknown: without a rating."""
     scores: tuple[Condition, ...] = ()
     """What the scores of the stage `aesthetic` must be; all conditions must hold. A picture without a score that one of
     them names is dropped: nothing says that it holds."""
 
 
+def safety_rules(ratings: Sequence[Rating]) -> list[Rule]:
+    """The rule without an off switch, and the ratings that are kept, about `tags` and `rated`."""
+    minor = f"list_distinct([tag.name FOR tag IN tags IF tag.name IN {sorted(MINOR_TAGS)}])"
+    return [
+        Rule("safety", f"len({minor}) > 0 AND rated <> 'general'", f"'rating', rated, 'tags', list_sort({minor})"),
+        Rule("rating", f"rated NOT IN {list(ratings)}", "'rating', rated"),
+    ]
+
+
 def rules(settings: FilterSettings) -> list[Rule]:
     """The rules about a picture alone, in the order in which they are asked."""
     size = "'width', width, 'height', height"
-    minor = f"[tag.name FOR tag IN tags IF tag.name IN {sorted(MINOR_TAGS)}]"
-    asked = [
-        Rule("safety", f"len({minor}) > 0 AND rated <> 'general'", f"'rating', rated, 'tags', {minor}"),
-        Rule("rating", f"rated NOT IN {list(settings.ratings)}", "'rating', rated"),
-    ]
+    asked = safety_rules(settings.ratings)
     if not settings.keep_animated:
         asked.append(Rule("animated", "frames > 1", "'frames', frames"))
     asked.append(
@@ -183,4 +145,4 @@ def run(job: Job[FilterSettings]) -> None:
         write_query(connection, query(job.settings, job.tables), job.folder, DECISIONS)
 
 
-STAGE = Stage(settings=FilterSettings, version=3, run=run, decides=True)
+STAGE = Stage(settings=FilterSettings, version=4, run=run, decides=True)

@@ -265,4 +265,4 @@ def unreadable(detail: str) -> Row:
     return {"error": "unreadable", "detail": detail}
 
 
-STAGE = Stage(settings=IngestSettings, version=3, run=run, incremental=True)
+STAGE = Stage(settings=IngestSettings, version=4, run=run, incremental=True)

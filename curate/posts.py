@@ -242,4 +242,4 @@ def _parquet(path: Path, group: int) -> Iterator[Row]:
             before += len(batch)
 
 
-STAGE = Stage(settings=PostsSettings, version=2, run=run, incremental=True)
+STAGE = Stage(settings=PostsSettings, version=3, run=run, incremental=True)

@@ -200,13 +200,15 @@ def _pictures(job: Job[QualitySettings]) -> str:
     """SQL for what is known about each picture, in the order of the table to be written."""
     scores = "".join(f", {_score(job, name)} AS score_{place}" for place, name in enumerate(job.settings.of))
     aesthetic = "LEFT JOIN aesthetic USING (image_id)" if "aesthetic" in job.tables else ""
+    tags = "LEFT JOIN tags USING (image_id)" if "tags" in job.tables else ""
+    rating = "coalesce(tags.rating, merge.rating)" if tags else "rating"
     return f"""
         SELECT
             image_id,
-            coalesce(list_position({list(RATINGS)}, rating), 0) AS rating,
+            coalesce(list_position({list(RATINGS)}, {rating}), 0) AS rating,
             make_timestamp_ms(epoch_ms(created_at)) AS made  -- UTC, whatever the zone of this machine
             {scores}
-        FROM merge {aesthetic} SEMI JOIN survivors USING (image_id) ORDER BY image_id
+        FROM merge {aesthetic} {tags} SEMI JOIN survivors USING (image_id) ORDER BY image_id
     """
 
 
@@ -274,7 +276,7 @@ def _tagged(
 
 STAGE = Stage(
     settings=QualitySettings,
-    version=1,
+    version=2,
     run=run,
     adds=tuple(name for name in QUALITY.names if name != "image_id"),
 )

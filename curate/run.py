@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import duckdb
 
+from curate import filter as filter_
+from curate import review
 from curate.fetch import fetch, is_fetched
 from curate.fetch.settings import FetchSettings
-from curate.filter import check_pipeline
 from curate.publish import publish
 from curate.work import Record, Work, normal
 from shared.corpus import Corpus
@@ -115,7 +116,8 @@ def _check(source: str, pipeline: Pipeline) -> None:
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise UserError(f"pipeline {pipeline.name!r} lacks the stage {missing[0]!r}; needed: {', '.join(NEEDED)}")
-    check_pipeline(pipeline)
+    filter_.check_pipeline(pipeline)
+    review.check_pipeline(pipeline)
 
 
 def _note(work: Work, tables: Mapping[str, Path]) -> None:

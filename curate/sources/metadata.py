@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from shared.spelling import tag_name
 from shared.stages import TAG
 
 METADATA = pa.schema(
@@ -57,11 +58,6 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode().strip()
 
 
-def tag_name(text: str) -> str:
-    """A tag in booru spelling. Training captions escape parentheses with backslashes; boorus do not."""
-    return re.sub(r"\s+", "_", clean(text).lower().replace("\\(", "(").replace("\\)", ")"))
-
-
 def split_tags(text: str) -> list[str]:
     """Cut a line of tags at commas and line breaks, else at semicolons, else at blanks.
 
@@ -80,7 +76,7 @@ def _tags(raw: Mapping[str, Any], errors: list[str]) -> list[dict[str, str]]:
     names: dict[str, None] = {}
     for key, category, value in _tag_values(raw):
         try:
-            given = [tag_name(text) for text in _names(value, split=key not in ("artist", "artists"))]
+            given = [tag_name(clean(text)) for text in _names(value, split=key not in ("artist", "artists"))]
         except ValueError as error:
             errors.append(f"{key}: {error}")
             continue

@@ -136,7 +136,7 @@ def run(tmp_path: Path):
         "merge": {"image_id": text, "tags": pa.list_(TAG), "caption": text, "rating": text},
         "filter": {field.name: field.type for field in DECISIONS},
         "quality": {"image_id": text, "quality_tag": text, "year_tag": text},
-        "tags": {"image_id": text, "tags": pa.list_(TAG), "rating": text},
+        "tags": {"image_id": text, "tags": pa.list_(TAG), "rating": text, "implied": pa.list_(text)},
         "ocr": {"image_id": text, "text": text},
         "describe": {"image_id": text, "descriptions": pa.list_(style)},
     }
@@ -207,7 +207,14 @@ def test_other_tables_are_used_where_they_are_there(run):
         "all",
         merge=merge,
         quality=quality,
-        tags=[{"image_id": "a", "tags": tagged(("tree_frog", "general")), "rating": "general"}],
+        tags=[
+            {
+                "image_id": "a",
+                "tags": tagged(("tree_frog", "general"), ("frog", "general")),
+                "rating": "general",
+                "implied": ["frog"],
+            }
+        ],
         ocr=[{"image_id": "a", "text": "RIBBIT"}, {"image_id": "b", "text": None}],
         describe=[
             {"image_id": "b", "descriptions": [{"style": "short", "text": None}, {"style": "long", "text": "Toad."}]}

@@ -14,6 +14,7 @@ OPTIONS = {
     "run": ["source", "--pipeline", "--work", "--set", "--pipelines", "--engine", "--workers", "--dry-run"],
     "filter": ["--work", "--set", "--dry-run"],
     "status": ["--work"],
+    "tags": ["--work", "--with", "--rare"],
 }
 
 
