@@ -57,6 +57,14 @@ DECISIONS = pa.schema(
 numbers behind the reason as JSON; `keeper` is the picture that stays in place of a duplicate."""
 
 
+PICTURES = """
+    SELECT image_id, list(location ORDER BY location) AS locations
+    FROM ingest SEMI JOIN survivors USING (image_id)
+    WHERE error IS NULL GROUP BY image_id ORDER BY min(location)
+"""
+"""SQL for the pictures that are still kept, for stages that read them: in the order in which they lie in the source, so
+that a tar is read from its start to its end."""
+
 LIVE = "live.parquet"
 """In the folder of a work list: the keys of the items that are in the corpus now."""
 

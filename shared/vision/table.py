@@ -22,7 +22,7 @@ from shared.files import atomic_file, write_text
 from shared.fingerprint import fingerprint
 from shared.images import MAX_PIXELS
 from shared.settings import Settings
-from shared.stages import Job
+from shared.stages import PICTURES, Job
 from shared.vision import Decode, Precision
 from shared.vision.geometry import Geometry
 from shared.worklist import Shard, WorkList, finish
@@ -79,22 +79,14 @@ def run(
     """
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
     with job.connect() as connection:
-        work.extend(connection.sql(_PICTURES).to_arrow_reader())
-        digest = work.declare(connection.sql(f"SELECT image_id FROM ({_PICTURES})").to_arrow_reader())
+        work.extend(connection.sql(PICTURES).to_arrow_reader())
+        digest = work.declare(connection.sql(f"SELECT image_id FROM ({PICTURES})").to_arrow_reader())
     shards = work.shards()
     if not all(shard.part.exists() for shard in shards) or not (job.folder / ABOUT).exists():
         _compute(job, *load(), shards, fields)
     about = read_about(job.folder)
     work.allow_empty(schema(fields(about), about))
     return fingerprint([digest, about])
-
-
-_PICTURES = """
-    SELECT image_id, list(location ORDER BY location) AS locations
-    FROM ingest SEMI JOIN survivors USING (image_id)
-    WHERE error IS NULL GROUP BY image_id ORDER BY min(location)
-"""
-"""In the order in which they lie in the source, so that a tar is read from its start to its end."""
 
 
 def schema(fields: Sequence[pa.Field], about: dict[str, Any]) -> pa.Schema:
