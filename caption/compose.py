@@ -16,17 +16,19 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate, islice, pairwise, repeat
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from caption.draw import draw
+from caption.draw import draw, rename
 from caption.limit import Parts, Shortened, counter, shorten
 from caption.pictures import Picture, Range, pictures, ranges
 from caption.variants import Variant, Variants
+from caption.vocabulary import read_vocabulary
 from caption.write import SAID, Tag
 from shared.progress import Meter, console
 from shared.settings import Settings
@@ -63,6 +65,8 @@ class ComposeSettings(Settings):
     always: tuple[str, ...] = ()
     """Further tags that are never dropped, in booru spelling. Illustrious keeps provocative ones, so that they can be
     negated."""
+    vocabulary: Path | None = None
+    """As `tags.vocabulary`: the aliases that a variant with `other_names` draws from."""
     tokenizer: str | None = None
     """The text encoder's tokenizer, a folder or a name of the hub. With it captions that are too long are shortened and
     reported; without, nothing is counted."""
@@ -73,6 +77,12 @@ class ComposeSettings(Settings):
     )
     """As `cache.prompt_prefix`."""
 
+    @model_validator(mode="after")
+    def _knows_names(self) -> Self:
+        if self.vocabulary is None and (renamed := [one.name for one in self.variants if one.other_names]):
+            raise ValueError(f"the variant {renamed[0]!r} wants other names of tags: give vocabulary as well")
+        return self
+
 
 AT_ONCE = 1024
 """Pictures. More at once are slower: Python looks for garbage among all that is alive."""
@@ -81,8 +91,10 @@ Counts = Counter[tuple[str, str]]
 """Of captions, by variant and by what happened to them."""
 
 
-def compose(picture: Picture, variants: Sequence[Variant], seed: int = 0) -> Iterator[Parts]:
-    """The captions of a picture that are possible, in the order of `variants`."""
+def compose(
+    picture: Picture, variants: Sequence[Variant], seed: int = 0, names: Mapping[str, Sequence[str]] = {}
+) -> Iterator[Parts]:
+    """The captions of a picture that are possible, in the order of `variants`; `names` are other names of tags."""
     has_tags = any(tag.group not in SAID for tag in picture.tags)
     for variant in variants:
         sentences = picture.sentence(variant.sentences)
@@ -91,6 +103,8 @@ def compose(picture: Picture, variants: Sequence[Variant], seed: int = 0) -> Ite
         tags = _wanted(picture.tags, variant)
         for copy, name in enumerate(variant.names):
             drawn = draw(tags, variant, seed, picture.image_id, copy) if variant.drawn else tags
+            if variant.other_names:
+                drawn = rename(drawn, variant, seed, picture.image_id, copy, names)
             yield Parts(name, variant.order, drawn, sentences)
 
 
@@ -141,7 +155,8 @@ def write_range(
 
 def composed(known: Sequence[Picture], settings: ComposeSettings, counts: Counts) -> pa.RecordBatch:
     """The rows of the table for pictures; what happens is added to `counts`."""
-    by_picture = [list(compose(picture, settings.variants, settings.seed)) for picture in known]
+    others = other_names(settings.vocabulary) if settings.vocabulary else {}
+    by_picture = [list(compose(picture, settings.variants, settings.seed, others)) for picture in known]
     captions = [parts for found in by_picture for parts in found]
     texts = [parts.text() for parts in captions]
     names = [parts.variant for parts in captions]
@@ -164,6 +179,15 @@ def composed(known: Sequence[Picture], settings: ComposeSettings, counts: Counts
             pa.list_(SHORTENED),
         )
     return pa.record_batch(columns)
+
+
+@lru_cache(maxsize=1)
+def other_names(vocabulary: Path) -> Mapping[str, Sequence[str]]:
+    """The aliases of each tag in a list, sorted; once for each process. Raises UserError where it cannot be read."""
+    names: dict[str, list[str]] = {}
+    for alias, name in sorted(read_vocabulary(vocabulary, None, None).aliases.items()):
+        names.setdefault(name, []).append(alias)
+    return names
 
 
 def _shortened(captions: Sequence[Parts], texts: Sequence[str], settings: ComposeSettings) -> dict[int, Shortened]:

@@ -6,11 +6,13 @@ change nothing of a caption.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from operator import attrgetter, itemgetter
 
 from caption.variants import Variant
-from caption.write import SAID, Tag
+from caption.write import SAID, Tag, in_xml, spell
 
 LEVELS = ((0.30, 0.3, 10), (0.20, 0.4, 15), (0.10, 0.0, 6), (0.04, 0.0, 4))
 """Multi-level dropout of Illustrious (arXiv 2409.19946, section 3.2): with this chance, this share of the tags stays,
@@ -44,6 +46,26 @@ def draw(tags: Sequence[Tag], variant: Variant, seed: int, image_id: str, copy: 
     if quality < variant.quality_dropout * SPAN:
         stay = [pair for pair in stay if pair[1].group != "quality"]
     return sorted([tag for _, tag in stay], key=attrgetter("rank"))
+
+
+def rename(
+    tags: Sequence[Tag], variant: Variant, seed: int, image_id: str, copy: int, names: Mapping[str, Sequence[str]]
+) -> list[Tag]:
+    """The tags of a caption, some under another of their `names` (in booru spelling, by name), in the same order.
+
+    Each has the chance `variant.other_names`, decided by one number, which also chooses among several names.
+    """
+    drawn = numbers(seed, image_id, f"{variant.name}\0names", copy, len(tags))
+    limit = variant.other_names * SPAN
+    return [
+        _renamed(tag, others[number % len(others)]) if number < limit and (others := names.get(tag.name)) else tag
+        for number, tag in zip(drawn, tags, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1 << 18)
+def _renamed(tag: Tag, name: str) -> Tag:
+    return replace(tag, text=spell(name), xml=in_xml(spell(name)))
 
 
 def _limit(drawn: Sequence[tuple[int, Tag]], level: int, dropout: float | str) -> float:

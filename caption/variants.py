@@ -58,6 +58,9 @@ class Variant(Settings):
     rating, quality, and the text in the picture."""
     quality_dropout: float = Field(default=0.0, ge=0, le=1)
     """The chance of the quality to be left out (bigASP v2: 0.1)."""
+    other_names: float = Field(default=0.0, ge=0, le=1)
+    """The chance of each tag to be written under one of its other names, the aliases in `compose.vocabulary`, lest the
+    model knows a character by one spelling only."""
     copies: PositiveInt = 1
     """How many are drawn, so that chance survives the cache of embeddings. Training takes each of a picture's captions
     equally often: copies are also a weight."""
@@ -67,15 +70,15 @@ class Variant(Settings):
         if not self.order and not self.sentences:
             raise ValueError("give order or sentences: it would be empty")
         if self.copies > 1 and not self.drawn:
-            raise ValueError("copies would all be the same; give shuffle or dropout as well")
+            raise ValueError("copies would all be the same; give shuffle, dropout or other_names as well")
         if self.drawn and not self.order:
-            raise ValueError("only tags can be shuffled and dropped; give order as well")
+            raise ValueError("only tags can be shuffled, dropped and renamed; give order as well")
         return self
 
     @cached_property
     def drawn(self) -> bool:
         """Whether chance has a part in it."""
-        return self.shuffle or bool(self.dropout) or bool(self.quality_dropout)
+        return self.shuffle or bool(self.dropout) or bool(self.quality_dropout) or bool(self.other_names)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -12,7 +12,10 @@ SHARE = 12
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """An empty database in memory that spills into `folder`, below a name that a killed run's successor sweeps away."""
     memory = max(1 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)
-    limits = {"memory_limit": f"{memory >> 20}MiB", "temp_directory": str(folder / ".duckdb.tmp")}
+    limits: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory >> 20}MiB",
+        "temp_directory": str(folder / ".duckdb.tmp"),
+    }
     connection = duckdb.connect(config=limits)
     connection.execute("SET enable_progress_bar = false")  # It would be drawn between our own lines.
     return connection

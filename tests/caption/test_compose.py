@@ -1,5 +1,6 @@
 """Caption variants, from tables to tables."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import caption.pictures
 import shared.tables
@@ -284,3 +286,37 @@ def test_every_order_has_every_tag(tags, order):
     one = captions(picture(*tags), ["tags", order])
     if one:
         assert sorted(one["tags"].split(", ")) == sorted(one[order].split(", "))
+
+
+def test_some_tags_are_written_under_other_names(run, tmp_path):
+    names = {f"tag{tag}": (f"other_{tag}", f"third_{tag}") for tag in range(8)}
+    rows_ = [f'{name},{0 if place else 4},9,"{",".join(names[name])}"\n' for place, name in enumerate(names)]
+    (tmp_path / "tags.csv").write_text("".join(rows_))
+    merge = [
+        merged(
+            f"{number:03}", ("1girl", "general"), ("tag0", "character"), *((name, "general") for name in [*names][1:])
+        )
+        for number in range(300)
+    ]
+    plain = {"tags": {"order": "illustrious"}, "x": {"order": "illustrious", "shuffle": True}}
+    settings = {"variants": plain | {"x": plain["x"] | {"other_names": 0.25}}, "vocabulary": tmp_path / "tags.csv"}
+    before, after = (
+        rows(run("plain", settings={"variants": plain}, merge=merge)),
+        rows(run(settings=settings, merge=merge)),
+    )
+    known = {other.replace("_", " "): name for name, others in names.items() for other in others}
+    counts = Counter()
+    for image_id, texts in after.items():
+        assert texts["tags"] == before[image_id]["tags"]
+        tags = texts["x"].split(", ")
+        assert [known.get(tag, tag) for tag in tags] == before[image_id]["x"].split(", "), "all else is as without"
+        counts.update(tags)
+    renamed = {tag: count for tag, count in counts.items() if tag in known}
+    assert renamed.keys() == known.keys()
+    assert 0.22 < sum(renamed.values()) / (300 * 8) < 0.28
+    assert all(15 < count < 60 for count in renamed.values()), "37.5 are expected"
+
+
+def test_other_names_need_a_list_of_them():
+    with pytest.raises(ValidationError, match="'x' wants other names of tags: give vocabulary"):
+        ComposeSettings(variants={"x": {"order": "xml", "other_names": 0.1}})
