@@ -29,7 +29,7 @@ def run(
             "a list of URLs (.csv, .jsonl, .parquet); or datasets:NAME, a dataset of the hub or in a folder."
         ),
     ],
-    pipeline: Annotated[str, typer.Option(help="Name of a pipeline in the file of pipelines.")] = "illustration",
+    pipeline: Annotated[str, typer.Option(help="Name of a pipeline in the file of pipelines.")] = "booru",
     work: WorkFolder = Path("work"),
     overrides: Annotated[
         list[str],

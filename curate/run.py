@@ -82,7 +82,7 @@ def _table(spec: StageSpec, job: Job[Any], upstream: str, work: Work) -> tuple[P
 
     Returns its folder, and the fingerprint of everything up to here; `upstream` is that of the stages before.
     """
-    own = [spec.module, spec.stage.version, spec.settings.model_dump(mode="json")]
+    own = [spec.module, spec.stage.version, spec.settings.what()]
     if spec.stage.incremental:
         folder = job.folder / fingerprint(own)
         work.note_running(spec.name, folder)

@@ -1,17 +1,14 @@
 """Settings of what is fetched, the section `fetch` of a pipeline."""
 
-from typing import Any
-
 from pydantic import NonNegativeInt, PositiveInt
 
 from shared.settings import Settings
 
-HOW = frozenset({"rows", "threads", "timeout", "retries", "retry_failed"})
-"""Settings that say how something is fetched, not what."""
-
 
 class FetchSettings(Settings):
     """What is fetched of a list of URLs or a dataset, and how."""
+
+    HOW = frozenset({"rows", "threads", "timeout", "retries", "retry_failed"})
 
     url: str = "url"
     """Column of a list that holds the URLs. A .txt has one URL per line and no columns."""
@@ -37,10 +34,6 @@ class FetchSettings(Settings):
     """How often a download that may succeed later is tried again, after 1, 2, 4, ... seconds."""
     retry_failed: bool = False
     """Try again the downloads that failed in earlier runs, except those that will hardly ever succeed (such as 404)."""
-
-    def what(self) -> dict[str, Any]:
-        """The settings that decide what is fetched: with another one, the tars are others."""
-        return self.model_dump(mode="json", exclude=set(HOW))
 
 
 SETTINGS = FetchSettings

@@ -244,7 +244,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_local_file_goes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_file() == SHIPPED
-    assert {"demo", "illustration"} <= yaml.safe_load(SHIPPED.read_text()).keys()
+    assert {"demo", "booru", "illustration"} <= yaml.safe_load(SHIPPED.read_text()).keys()
     (tmp_path / "pipelines.yaml").write_text("x: {}")
     assert default_file() == Path("pipelines.yaml")
 
