@@ -50,7 +50,7 @@ OCR = pa.schema(
 )
 """`texts` are the lines in reading order, each with its corners (x0, y0, ..., x3, y3; 0 to 1 of the upright picture);
 `text` is what of them is legible and no watermark, null where nothing is; `text_area` is the share of the picture
-that lines cover. All are null where `error` says why."""
+that legible lines cover. All are null where `error` says why."""
 
 _PARAMETERS = {
     "Global.log_level": "critical",
@@ -156,7 +156,8 @@ def summary(lines: Sequence[Line], size: tuple[int, int], min_confidence: float)
     return {
         "texts": texts,
         "text": "\n".join(said) or None,
-        "text_area": covered([line.corners for line in lines]) / (size[0] * size[1]),
+        # A round face is found as a large O: what is not legible is as likely no text at all.
+        "text_area": covered([line.corners for line in lines if line.is_legible(min_confidence)]) / (size[0] * size[1]),
         "watermark": any(text["watermark"] for text in texts),
     }
 

@@ -52,7 +52,7 @@ def owners(deciders: tuple[str, ...]) -> str:
     for decider in deciders:
         query = (
             f"SELECT o.image_id, coalesce(d.keeper, o.owner) AS owner "
-            f"FROM ({query}) o LEFT JOIN {decider} d ON d.image_id = o.owner"
+            f'FROM ({query}) o LEFT JOIN "{decider}" d ON d.image_id = o.owner'
         )
     return query
 

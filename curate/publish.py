@@ -52,15 +52,15 @@ def _curated(stages: Sequence[StageSpec], tables: dict[str, Path]) -> tuple[str,
             continue
         schema = pq.read_schema(next(tables[spec.name].glob("part-*.parquet")))
         for name in spec.stage.adds:
-            fields[name], columns[name] = schema.field(name), f"{spec.name}.{name}"
-        joins += f" JOIN {spec.name} USING (image_id)"
+            fields[name], columns[name] = schema.field(name), f'"{spec.name}".{name}'
+        joins += f' JOIN "{spec.name}" USING (image_id)'
     query = f"SELECT {', '.join(columns.values())} FROM survivors{joins} ORDER BY image_id"
     return query, pa.schema(fields.values())
 
 
 def _write_rejects(connection: duckdb.DuckDBPyConnection, deciders: Sequence[str], file: Path) -> None:
     dropped = " UNION ALL ".join(
-        f"SELECT {place} AS place, '{name}' AS stage, image_id, reason, detail, keeper FROM {name} WHERE NOT keep"
+        f"""SELECT {place} AS place, '{name}' AS stage, image_id, reason, detail, keeper FROM "{name}" WHERE NOT keep"""
         for place, name in enumerate(deciders)
     )
     query = f"""
@@ -73,7 +73,7 @@ def _write_rejects(connection: duckdb.DuckDBPyConnection, deciders: Sequence[str
         SELECT
             image_id, list(location ORDER BY location), 'ingest', error,
             CASE WHEN detail IS NOT NULL THEN json_object('error', detail) END, NULL
-        FROM ingest ANTI JOIN {deciders[0]} USING (image_id)
+        FROM ingest ANTI JOIN "{deciders[0]}" USING (image_id)
         WHERE location NOT IN (SELECT origin FROM posts)
         GROUP BY image_id, error, detail, CASE WHEN image_id IS NULL THEN location END
         UNION ALL

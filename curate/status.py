@@ -61,7 +61,7 @@ def _row(connection: duckdb.DuckDBPyConnection, spec: StageSpec) -> tuple[str, .
     """Cells of one stage."""
     measure = spec.name == "ingest"
     reason = "error" if measure else "reason" if spec.stage.decides else "NULL"
-    counts = dict(connection.execute(f"SELECT {reason}, count(*) FROM {spec.name} GROUP BY 1").fetchall())
+    counts = dict(connection.execute(f'SELECT {reason}, count(*) FROM "{spec.name}" GROUP BY 1').fetchall())
     kept = counts.pop(None, 0)
     dropped = sum(counts.values())
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -114,9 +114,9 @@ def connect(tables: Mapping[str, Path], deciders: Sequence[str], folder: Path) -
     for name, folder in tables.items():
         connection.execute(f'CREATE VIEW "{name}" AS {rows_of(folder)}')  # `describe` is a word of SQL.
     if deciders:
-        dropped = " UNION ALL ".join(f"SELECT image_id FROM {name} WHERE NOT keep" for name in deciders)
+        dropped = " UNION ALL ".join(f'SELECT image_id FROM "{name}" WHERE NOT keep' for name in deciders)
         connection.execute(
-            f"CREATE VIEW survivors AS SELECT image_id FROM {deciders[0]} WHERE image_id NOT IN ({dropped})"
+            f'CREATE VIEW survivors AS SELECT image_id FROM "{deciders[0]}" WHERE image_id NOT IN ({dropped})'
         )
     return connection
 

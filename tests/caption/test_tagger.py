@@ -45,10 +45,8 @@ def write_tags(folder: Path) -> None:
         writer.writerows((number, name, category, 100) for number, (name, category) in enumerate(ROWS))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def write_tagger(folder: Path) -> None:
     """A tiny model in the family's layout."""
-    folder = tmp_path_factory.mktemp("wd-tiny")
     small = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
     about = {
         "architecture": "vit_tiny_patch16_224",
@@ -64,6 +62,13 @@ def folder(tmp_path_factory) -> Path:
     state["head.weight"] *= 100  # Lest all probabilities are a half.
     save_file(state, folder / "model.safetensors")
     write_tags(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tiny model."""
+    folder = tmp_path_factory.mktemp("wd-tiny")
+    write_tagger(folder)
     return folder
 
 
