@@ -249,7 +249,7 @@ def by_imagededup(hashes: Hashes) -> Callable[[], Pairs]:
 
 
 OTHERS = (
-    ("faiss IndexBinaryMultiHash, 3 x 21, nflip 1", by_faiss, 5_000_000),
+    ("faiss IndexBinaryMultiHash, 3 x 21, nflip 1", by_faiss, 2_000_000),
     ("DuckDB, 5 joins by bands of 13 bits", by_duckdb, 3_000_000),
     ("imagededup, brute_force_cython", by_imagededup, 20_000),
 )
