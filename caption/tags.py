@@ -71,7 +71,7 @@ def run(job: Job[TagsSettings]) -> None:
             removed += found
             meter.advance(rows)
     for reason, count in sorted(removed.items()):
-        console.print(f"  {count:,} x {reason}", soft_wrap=True, markup=False)
+        console.print(f"  tags renamed or left out: {count:,} x {reason}", soft_wrap=True, markup=False)
 
 
 def write_range(

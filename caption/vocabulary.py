@@ -72,10 +72,10 @@ class Vocabulary:
         """What it holds, and what was wrong with the files."""
         if self.tags or self.aliases or self.implied:
             found = f"{len(self.tags):,} tags, {len(self.aliases):,} aliases"
-            yield f"  {found}, {len(self.implied):,} tags that imply others"
+            yield f"  vocabulary: {found}, {len(self.implied):,} tags that imply others"
         for kind, count in sorted(Counter(problem.kind for problem in self.problems).items()):
             first = next(problem for problem in self.problems if problem.kind == kind)
-            yield f"  {count:,} x {kind}, for example {first.name}: {', '.join(first.others) or 'nothing'}"
+            yield f"  ignored or decided in it: {count:,} x {kind}, for example {first.name}: {', '.join(first.others) or 'nothing'}"
 
 
 def build(tags: Mapping[str, Entry], aliases: Pairs, implications: Pairs) -> Vocabulary:
