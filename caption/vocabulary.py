@@ -75,7 +75,8 @@ class Vocabulary:
             yield f"  vocabulary: {found}, {len(self.implied):,} tags that imply others"
         for kind, count in sorted(Counter(problem.kind for problem in self.problems).items()):
             first = next(problem for problem in self.problems if problem.kind == kind)
-            yield f"  ignored or decided in it: {count:,} x {kind}, for example {first.name}: {', '.join(first.others) or 'nothing'}"
+            others = ", ".join(first.others) or "nothing"
+            yield f"  ignored or decided in it: {count:,} x {kind}, for example {first.name}: {others}"
 
 
 def build(tags: Mapping[str, Entry], aliases: Pairs, implications: Pairs) -> Vocabulary:
