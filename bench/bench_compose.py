@@ -11,7 +11,7 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caption.compose import STAGE, ComposeSettings
+from caption.compose import STAGE
 from caption.variants import GROUPS
 from shared.engine import LocalEngine
-from shared.stages import DECISIONS, TAG, Job
+from shared.stages import DECISIONS, TAG, Job, Stage
 from shared.tables import GROUP_ROWS, write_parts
 
-WORKERS, TAGS = 2, 30
+WORKERS, TAGS, DECIDER = 2, 30, "filter"
 SETTINGS: dict[str, dict[str, Any]] = {
     "default: tags, text, tags_text": {},
     "illustration: tags, augmented (3 copies), xml, text, tags_text": {
@@ -70,32 +70,37 @@ def merged(pictures: int) -> Iterator[pa.RecordBatch]:
 
 def write_tables(folder: Path, pictures: int) -> dict[str, Path]:
     """The tables that `compose` reads."""
-    tables = {name: folder / name for name in ("merge", "filter", "quality")}
+    tables = {name: folder / name for name in ("merge", DECIDER, "quality")}
     for table in tables.values():
         table.mkdir()
     write_parts(merged(pictures), tables["merge"], MERGE)
     ids = pq.read_table(tables["merge"], columns=["image_id"])["image_id"].to_pylist()
-    kept = [{"image_id": image_id, "keep": True} for image_id in ids]
-    pq.write_table(pa.Table.from_pylist(kept, DECISIONS), tables["filter"] / "part-00000.parquet")
+    keep(ids, tables[DECIDER])
     said = [{"image_id": image_id, "quality_tag": "best quality", "year_tag": "newest"} for image_id in ids]
     pq.write_table(pa.Table.from_pylist(said, QUALITY), tables["quality"] / "part-00000.parquet")
     return tables
 
 
-def ours(folder: Path, tables: dict[str, Path], settings: dict[str, Any]) -> float:
-    """Seconds of the stage."""
+def seconds_of(stage: Stage[Any], folder: Path, tables: dict[str, Path], settings: dict[str, Any]) -> float:
+    """Seconds of a stage behind tables of which `DECIDER` decides."""
     folder.mkdir()
     job = Job(
         source="",
-        settings=ComposeSettings(**settings),
+        settings=stage.settings(**settings),
         folder=folder,
         tables=tables,
-        deciders=("filter",),
+        deciders=(DECIDER,),
         engine=LocalEngine(WORKERS),
     )
     start = time.perf_counter()
-    STAGE.run(job)
+    stage.run(job)
     return time.perf_counter() - start
+
+
+def keep(ids: Iterable[str], folder: Path) -> None:
+    """Write decisions to keep these pictures."""
+    kept = [{"image_id": image_id, "keep": True} for image_id in ids]
+    pq.write_table(pa.Table.from_pylist(kept, DECISIONS), folder / "part-00000.parquet")
 
 
 def plain(tables: dict[str, Path]) -> float:
@@ -115,7 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tables = write_tables(Path(folder), pictures)
         for number, (name, settings) in enumerate(SETTINGS.items()):
-            seconds = ours(Path(folder) / f"out{number}", tables, settings)
+            seconds = seconds_of(STAGE, Path(folder) / f"out{number}", tables, settings)
             print(f"{name}: {pictures / seconds:,.0f} pictures/s on {WORKERS} cores")
         print(f"plain loop, tags alone: {1 / plain(tables):,.0f} pictures/s on 1 core")
 

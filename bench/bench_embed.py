@@ -34,10 +34,12 @@ from curate.clip import load_tower
 from curate.ingest import INGEST
 from shared.corpus import Corpus, member
 from shared.engine import LocalEngine
-from shared.stages import DECISIONS, Job
+from shared.stages import DECISIONS, Job, Stage
 from shared.vision import Decode
 from shared.vision.feeder import Batch, Feeder
 from shared.vision.forward import Forward, devices
+from shared.vision.geometry import Geometry
+from shared.vision.table import Model
 
 DISTINCT = 48
 TAR = 2000
@@ -90,14 +92,8 @@ def checkpoint(folder: Path, model: str) -> str:
 
 def ours(source: Path, done: dict[str, Path], model: str, args: argparse.Namespace, **settings: Any) -> float:
     """Pictures per second of the stages embed and aesthetic."""
-    folder = Path(tempfile.mkdtemp(dir=source.parent)) / "embed" / "out"
-    folder.mkdir(parents=True)
-    about = {"source": str(source), "deciders": ("near",), "engine": LocalEngine(os.cpu_count() or 1)}
     settings = {"model": model, "pretrained": None, "batch": args.batch, "shard_rows": args.shard_rows} | settings
-    embed.STAGE.run(Job(settings=embed.STAGE.settings(**settings), folder=folder, tables=done, **about))
-    parts = sorted(folder.glob("part-*"), key=lambda part: part.stat().st_mtime_ns)
-    seconds = (parts[-1].stat().st_mtime_ns - parts[0].stat().st_mtime_ns) / 1e9
-    rows = sum(pq.ParquetFile(part).metadata.num_rows for part in parts[1:])
+    folder, rate = timed("embed", embed.STAGE, source, done, **settings)
     dim = json.loads((folder / "about.json").read_text())["dim"]
     save_file({"weight": torch.randn(1, dim), "bias": torch.zeros(1)}, source.parent / "head.safetensors")
     start = time.perf_counter()
@@ -105,16 +101,31 @@ def ours(source: Path, done: dict[str, Path], model: str, args: argparse.Namespa
         settings=aesthetic.STAGE.settings(heads={"laion": source.parent / "head.safetensors"}),
         folder=Path(tempfile.mkdtemp(dir=source.parent)),
         tables=done | {"embed": folder},
-        **about,
+        **about(source),
     )
     aesthetic.STAGE.run(scored)
-    whole = rows + pq.ParquetFile(parts[0]).metadata.num_rows
-    return rows / (seconds + (time.perf_counter() - start) * rows / whole)
+    return 1 / (1 / rate + (time.perf_counter() - start) / args.pictures)
 
 
-def decoding(source: Path, done: dict[str, Path], model: str, args: argparse.Namespace, decode: Decode) -> float:
+def timed(name: str, stage: Stage, source: Path, done: dict[str, Path], **settings: Any) -> tuple[Path, float]:
+    """Run a stage; its folder, and its pictures per second between the first part written and the last one."""
+    folder = Path(tempfile.mkdtemp(dir=source.parent)) / name / "out"
+    folder.mkdir(parents=True)
+    stage.run(Job(settings=stage.settings(**settings), folder=folder, tables=done, **about(source)))
+    parts = sorted(folder.glob("part-*"), key=lambda part: part.stat().st_mtime_ns)
+    seconds = (parts[-1].stat().st_mtime_ns - parts[0].stat().st_mtime_ns) / 1e9
+    return folder, sum(pq.ParquetFile(part).metadata.num_rows for part in parts[1:]) / seconds
+
+
+def about(source: Path) -> dict[str, Any]:
+    """What jobs on a corpus have in common."""
+    return {"source": str(source), "deciders": ("near",), "engine": LocalEngine(os.cpu_count() or 1)}
+
+
+def decoding(
+    source: Path, done: dict[str, Path], geometry: Geometry, args: argparse.Namespace, decode: Decode
+) -> float:
     """Pictures per second that the processes can decode, or prepare for the GPU."""
-    geometry = load_tower(model, None).geometry
     rows = pq.read_table(done["ingest"], columns=["image_id", "location"]).to_pylist()[: args.pictures // 4]
     items = [{"image_id": row["image_id"], "locations": [row["location"]]} for row in rows]
     with Feeder(Corpus(str(source)), geometry, decode, 10**9, args.batch, os.cpu_count() or 1) as feeder:
@@ -136,11 +147,10 @@ def decoding(source: Path, done: dict[str, Path], model: str, args: argparse.Nam
     return (len(items) - args.batch) / (finished[-1] - finished[0])
 
 
-def alone(model: str, args: argparse.Namespace) -> float:
+def alone(model: Model, args: argparse.Namespace) -> float:
     """Pictures per second of the model on the device, on pixels that are there."""
-    tower = load_tower(model, None)
-    forward = Forward(tower.module, tower.mean, tower.std, devices()[0], "float16")
-    side = tower.geometry.side
+    forward = Forward(model.module, model.mean, model.std, devices()[0], "float16")
+    side = model.geometry.side
     pixels = torch.randint(256, (args.batch, side, side, 3), dtype=torch.uint8, device=devices()[0])
     for _ in range(3):
         forward.launch(pixels).result()
@@ -192,11 +202,12 @@ def main() -> None:
             folder.mkdir()
             model = checkpoint(folder, name)
             reference = plain(source, done, model, args.plain)
-            model_alone = alone(model, args)
+            tower = load_tower(model, None)
+            model_alone = alone(tower, args)
             print(f"{name}: the model alone {model_alone:,.0f}/s, plain loop {reference:,.0f}/s")
             for decode in args.decode:
                 found = ours(source, done, model, args, decode=decode)
-                rate = decoding(source, done, model, args, decode)
+                rate = decoding(source, done, tower.geometry, args, decode)
                 times = f"{found / reference:.1f} times the loop, {found / model_alone:.0%} of the model alone"
                 print(f"    ours, {decode}: {found:,.0f}/s, {times}; processes alone {rate:,.0f}/s", flush=True)
 

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bench_compose import DECIDER, TAGS, WORKERS, keep, seconds_of
 
-from caption.tags import STAGE, TagsSettings
+from caption.tags import STAGE
 from caption.vocabulary import read_vocabulary
-from shared.engine import LocalEngine
-from shared.stages import DECISIONS, TAG, Job
+from shared.stages import TAG
 from shared.tables import GROUP_ROWS, write_parts
 
-WORKERS, TAGS, NAMES = 2, 30, 20_000
+NAMES = 20_000
 SCHEMA = pa.schema([("image_id", pa.string()), ("tags", pa.list_(TAG)), ("rating", pa.string())])
 
 
@@ -73,31 +73,14 @@ def rows(ids: list[str], origin: str, seed: int) -> Iterator[pa.RecordBatch]:
 
 def write_tables(folder: Path, pictures: int) -> dict[str, Path]:
     """The tables that `tags` reads."""
-    tables = {name: folder / name for name in ("near", "merge", "tagger")}
+    tables = {name: folder / name for name in (DECIDER, "merge", "tagger")}
     for table in tables.values():
         table.mkdir()
     ids = sorted(hashlib.sha256(str(number).encode()).hexdigest() for number in range(pictures))
     write_parts(rows(ids, "source", 0), tables["merge"], SCHEMA)
     write_parts(rows(ids, "tagger", 1), tables["tagger"], SCHEMA)
-    kept = [{"image_id": image_id, "keep": True} for image_id in ids]
-    pq.write_table(pa.Table.from_pylist(kept, DECISIONS), tables["near"] / "part-00000.parquet")
+    keep(ids, tables[DECIDER])
     return tables
-
-
-def ours(folder: Path, tables: dict[str, Path], settings: dict[str, Any]) -> float:
-    """Seconds of the stage."""
-    folder.mkdir()
-    job = Job(
-        source="",
-        settings=TagsSettings(**settings),
-        folder=folder,
-        tables=tables,
-        deciders=("near",),
-        engine=LocalEngine(WORKERS),
-    )
-    start = time.perf_counter()
-    STAGE.run(job)
-    return time.perf_counter() - start
 
 
 def plain(tables: dict[str, Path], settings: dict[str, Any]) -> float:
@@ -125,7 +108,7 @@ def main() -> None:
             settings["vocabulary"] = Path(sys.argv[2])
         without = {name: table for name, table in tables.items() if name != "tagger"}
         for number, (label, given) in enumerate({"source": without, "source and tagger": tables}.items()):
-            seconds = ours(folder / f"out{number}", given, settings)
+            seconds = seconds_of(STAGE, folder / f"out{number}", given, settings)
             print(f"{label}: {pictures / seconds:,.0f} pictures/s on {WORKERS} cores")
         print(f"plain loop, source and tagger: {1 / plain(tables, settings):,.0f} pictures/s on 1 core")
 

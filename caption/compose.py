@@ -12,11 +12,9 @@ behind `ocr`, by what can be read in it:
 A variant needs what it is made of: a picture without tags has no `tags`, one without words an empty list.
 """
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate, islice, pairwise, repeat
 from pathlib import Path
 from typing import Self
@@ -26,14 +24,14 @@ from pydantic import Field, model_validator
 
 from caption.draw import draw, rename
 from caption.limit import Parts, Shortened, counter, shorten
-from caption.pictures import Picture, Range, pictures, ranges
+from caption.parts import write_part, write_table
+from caption.pictures import Picture, Range, pictures
 from caption.variants import Variant, Variants
 from caption.vocabulary import read_vocabulary
 from caption.write import SAID, Tag
-from shared.progress import Meter, console
+from shared.progress import console
 from shared.settings import Settings
-from shared.stages import CAPTION, Job, Stage, connect
-from shared.tables import read, write_parts
+from shared.stages import CAPTION, Job, Stage
 
 CAPTIONS = pa.schema(
     [
@@ -116,16 +114,7 @@ def _wanted(tags: list[Tag], variant: Variant) -> list[Tag]:
 
 def run(job: Job[ComposeSettings]) -> None:
     """Compose the captions of every picture that is still kept, each part of the table in a process of its own."""
-    with job.connect() as connection:
-        total, parts = ranges(connection)
-    counts: Counts = Counter()
-    with Meter("compose", total, "pictures") as meter:
-        for rows, found in job.engine.map(
-            partial(write_range, job.tables, job.deciders, job.folder, job.settings), parts
-        ):
-            counts += found
-            meter.advance(rows)
-    for line in report(counts, job.settings):
+    for line in report(write_table(job, "compose", write_range), job.settings):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -133,8 +122,6 @@ def write_range(
     tables: Mapping[str, Path], deciders: Sequence[str], folder: Path, settings: ComposeSettings, part: Range
 ) -> tuple[int, Counts]:
     """Write one part of the table. Returns how many pictures it has, and the counts of their captions."""
-    # Of its own, for a cluster may do a task twice.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{part.number:05}.", suffix=".tmp", dir=folder))
     rows, counts = 0, Counter[tuple[str, str]]()
 
     def batches(found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -146,10 +133,7 @@ def write_range(
                 yield composed(some, settings, counts)
 
     schema = CAPTIONS.append(pa.field("shortened", pa.list_(SHORTENED))) if settings.tokenizer else CAPTIONS
-    with connect(tables, deciders, temporary) as connection:
-        write_parts(batches(read(connection, part.query(tables))), temporary, schema)
-    (temporary / "part-00000.parquet").replace(folder / f"part-{part.number:05}.parquet")
-    shutil.rmtree(temporary)
+    write_part(tables, deciders, folder, part, part.query(tables), schema, batches)
     return rows, counts
 
 

@@ -21,7 +21,7 @@ from shared.files import atomic_file
 from shared.fingerprint import fingerprint
 from shared.images import MAX_PIXELS
 from shared.settings import Settings
-from shared.stages import Job, Stage
+from shared.stages import PICTURES, Job, Stage
 from shared.worklist import Shard, WorkList, finish
 
 DESCRIBE = pa.schema(
@@ -78,10 +78,8 @@ class DescribeSettings(Settings):
 def run(job: Job[DescribeSettings]) -> str:
     """Describe what is new; returns a digest of the pictures and of the size of what was said."""
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
-    query = items(job.tables)
     with job.connect() as connection:
-        work.extend(connection.sql(query).to_arrow_reader())
-        digest = work.declare(connection.sql(f"SELECT image_id FROM ({query})").to_arrow_reader())
+        digest = work.follow(connection, items(job.tables))
     shards = work.shards()
     work.allow_empty(DESCRIBE)
     if not all(shard.part.exists() for shard in shards):
@@ -99,11 +97,7 @@ def items(tables: Mapping[str, object]) -> str:
     return f"""
         SELECT image_id, locations, {names},
             {"rating" if source else "NULL"}::VARCHAR AS rating, {"text" if text else "NULL"}::VARCHAR AS text
-        FROM (
-            SELECT image_id, list(location ORDER BY location) AS locations
-            FROM ingest SEMI JOIN survivors USING (image_id)
-            WHERE error IS NULL GROUP BY image_id
-        ) {tags} {text}
+        FROM ({PICTURES}) {tags} {text}
         ORDER BY locations[1]
     """
 

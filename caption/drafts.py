@@ -5,10 +5,8 @@ Nothing here imports PyTorch or a client: the processes that decode pictures imp
 
 import io
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,8 +16,7 @@ from caption.check import Names, Problem, clean, problem
 from caption.prompts import Known, fill, seed
 from caption.write import one_line
 from shared.corpus import Corpus
-from shared.engine import follow_parent
-from shared.errors import UserError
+from shared.engine import decoders_named, follow_parent
 from shared.images import Unreadable, decode
 
 QUALITY = 92
@@ -74,7 +71,7 @@ class Preparer:
 
     def submit(self, item: Mapping[str, Any]) -> Future[bytes | Problem]:
         """The JPEG of a picture, or why there is none."""
-        with named():
+        with decoders_named():
             return self._pool.submit(_prepare, self.frame, {key: item[key] for key in ("image_id", "locations")})
 
     def __enter__(self) -> "Preparer":
@@ -82,18 +79,6 @@ class Preparer:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def named() -> Iterator[None]:
-    """What a user can do about a process that died."""
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that decodes pictures died: out of memory, or a crash inside a decoder; "
-            "finished shards are kept, start the command again to go on"
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from caption.check import Problem
-from caption.drafts import Answer, Described, Draft, Order, Preparer, named
+from caption.drafts import Answer, Described, Draft, Order, Preparer
+from shared.engine import decoders_named
 from shared.errors import UserError
 from shared.progress import console
 from shared.settings import Settings
@@ -177,7 +178,7 @@ def _ahead(shards: Sequence[Shard], preparer: Preparer) -> Iterator[tuple[Shard,
 def _described(prepared: Prepared, model: Model, order: Order, batch: int) -> list[Described]:
     rows, waiting = [], deque[tuple[Draft, bytes]]()
     for item, future in prepared:
-        with named():
+        with decoders_named():
             jpeg = future.result()
         if isinstance(jpeg, Problem):
             rows.append(Described(item["image_id"], error=jpeg))

@@ -97,8 +97,7 @@ def run(job: Job[OcrSettings]) -> str:
     """Read what is new; returns a digest of the pictures."""
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
     with job.connect() as connection:
-        work.extend(connection.sql(PICTURES).to_arrow_reader())
-        digest = work.declare(connection.sql(f"SELECT image_id FROM ({PICTURES})").to_arrow_reader())
+        digest = work.follow(connection, PICTURES)
     work.allow_empty(OCR)
     shards = work.shards()
     if not all(shard.part.exists() for shard in shards):

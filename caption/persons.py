@@ -6,7 +6,10 @@ from collections.abc import Iterable
 Persons = tuple[str, str]
 """Kind (girl, boy, other), and number as it is written."""
 
-_PERSONS = re.compile(r"(\d+\+?|multiple_)(girl|boy|other)s?")
+PERSONS = r"(\d+\+?|multiple_)(girl|boy|other)s?"
+"""A tag that counts: the number and the kind, in booru spelling."""
+
+_PERSONS = re.compile(PERSONS)
 
 
 def persons(name: str) -> Persons | None:

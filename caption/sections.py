@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 
-PERSON = re.compile(r"(\d+\+?|multiple )(girl|boy|other)s?")
+from caption.persons import PERSONS
+
+PERSON = re.compile(PERSONS.replace("_", " "))
 """Danbooru counts to five; 6+girls are some number."""
 
 PERSONAL = ("appearance", "clothing", "body_type", "expression", "action")

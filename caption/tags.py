@@ -11,11 +11,9 @@
 What is left out or renamed stands in `removed`, with a reason. Tags of the safety rule are never left out.
 """
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -24,14 +22,14 @@ import pyarrow.compute as pc
 from pydantic import model_validator
 
 from caption.normalise import NORMAL, Lookup, normalise
-from caption.pictures import Range, ranges
+from caption.parts import write_part, write_table
+from caption.pictures import Range
 from caption.vocabulary import Vocabulary, read_vocabulary
-from shared.progress import Meter, console
+from shared.progress import console
 from shared.safety import MINOR_TAGS
 from shared.settings import Settings
 from shared.spelling import tag_name
-from shared.stages import Job, Stage, connect
-from shared.tables import read, write_parts
+from shared.stages import Job, Stage
 
 
 class TagsSettings(Settings):
@@ -62,15 +60,7 @@ def run(job: Job[TagsSettings]) -> None:
     """Normalise the tags of every picture that is still kept, each part of the table in a process of its own."""
     for line in _vocabulary(job.settings).report():
         console.print(line, soft_wrap=True, markup=False)
-    with job.connect() as connection:
-        total, parts = ranges(connection)
-    removed: Counter[str] = Counter()
-    with Meter("tags", total, "pictures") as meter:
-        task = partial(write_range, job.tables, job.deciders, job.folder, job.settings)
-        for rows, found in job.engine.map(task, parts):
-            removed += found
-            meter.advance(rows)
-    for reason, count in sorted(removed.items()):
+    for reason, count in sorted(write_table(job, "tags", write_range).items()):
         console.print(f"  tags renamed or left out: {count:,} x {reason}", soft_wrap=True, markup=False)
 
 
@@ -79,8 +69,6 @@ def write_range(
 ) -> tuple[int, Counter[str]]:
     """Write one part of the table. Returns how many pictures it has, and how many tags are in `removed`, by reason."""
     lookup = make_lookup(settings)
-    # Of its own, for a cluster may do a task twice.
-    temporary = Path(tempfile.mkdtemp(prefix=f".{part.number:05}.", suffix=".tmp", dir=folder))
     rows, removed = 0, Counter[str]()
 
     def batches(found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -92,10 +80,7 @@ def write_range(
                 removed[reason["values"]] += reason["counts"]
             yield normal
 
-    with connect(tables, deciders, temporary) as connection:
-        write_parts(batches(read(connection, _query(tables, part))), temporary, NORMAL)
-    (temporary / "part-00000.parquet").replace(folder / f"part-{part.number:05}.parquet")
-    shutil.rmtree(temporary)
+    write_part(tables, deciders, folder, part, _query(tables, part), NORMAL, batches)
     return rows, removed
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from caption.check import Problem
-from caption.drafts import Described, Draft, Order, Preparer, named
+from caption.drafts import Described, Draft, Order, Preparer
 from caption.server import RESUME, Client, Garbage, ServerSettings, Silent
+from shared.engine import decoders_named
 from shared.errors import UserError
 from shared.worklist import Shard
 
@@ -122,7 +123,7 @@ class _Window:
         return [one.shard for one in ready]
 
     async def _picture(self, client: Client, opened: _Open, row: int, item: Mapping[str, Any]) -> _Open:
-        with named():
+        with decoders_named():
             jpeg = await asyncio.wrap_future(self._preparer.submit(item))
         if isinstance(jpeg, Problem):
             opened.rows[row] = Described(item["image_id"], error=jpeg)

@@ -7,9 +7,10 @@ from functools import lru_cache
 from xml.sax.saxutils import escape
 
 from caption import sections
+from caption.persons import PERSONS
 from caption.variants import GROUPS, ORDERS, Order
 
-COUNT = re.compile(r"(\d+\+?|multiple_)(girl|boy|other)s?|solo|no_humans")
+COUNT = re.compile(rf"{PERSONS}|solo|no_humans")
 """Tags that say who is there. They come first."""
 
 FIXED = frozenset({"count", "character", "rating", "quality", "text"})

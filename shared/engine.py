@@ -11,6 +11,9 @@ from typing import Protocol, TypeVar
 
 from shared.errors import UserError
 
+DIED = "out of memory, or a crash inside a decoder; finished shards are kept, start the command again to go on"
+"""What killed a process, and what a user can do about it."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -84,6 +87,15 @@ def follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+@contextmanager
+def decoders_named() -> Iterator[None]:
+    """Raises UserError where a pool says that one of its processes, which decode pictures, died."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(f"a process that decodes pictures died: {DIED}") from None
+
+
 def _bounded(pool: ProcessPoolExecutor, function: Callable[[T], R], tasks: Sequence[T], ahead: int) -> Iterator[R]:
     """Keep only `ahead` tasks submitted, so that ten million pictures do not wait as pickles in memory."""
     queue = iter(tasks)
@@ -101,9 +113,6 @@ def _bounded(pool: ProcessPoolExecutor, function: Callable[[T], R], tasks: Seque
                 task = running.pop(future)
                 yield future.result()
     except BrokenProcessPool as error:  # From a result, or from the next submit.
-        raise UserError(
-            f"a worker process died near {task}: out of memory, or a crash inside a decoder; "
-            "finished shards are kept, start the command again to go on"
-        ) from error
+        raise UserError(f"a worker process died near {task}: {DIED}") from error
     finally:
         pool.shutdown(cancel_futures=True)

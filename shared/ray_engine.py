@@ -26,6 +26,7 @@ for _name, _value in _SETTINGS.items():  # Ray reads them when it is imported.
 import ray  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
+from shared.engine import DIED  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 from shared.progress import console  # noqa: E402
 
@@ -149,7 +150,4 @@ def _result(reference: "ray.ObjectRef[R]", task: object) -> R:
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:
-        raise UserError(
-            f"a task failed {RETRIES + 1} times, on {task}: {type(error).__name__}; out of memory, or a crash inside a "
-            "decoder; finished shards are kept, start the command again to go on"
-        ) from error
+        raise UserError(f"a task failed {RETRIES + 1} times, on {task}: {type(error).__name__}; {DIED}") from error

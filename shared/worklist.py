@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -128,6 +129,11 @@ class WorkList:
             if path.exists() and filecmp.cmp(temporary, path, shallow=False):
                 temporary.unlink()
         return digest.hexdigest()[:16]
+
+    def follow(self, connection: duckdb.DuckDBPyConnection, query: str) -> str:
+        """Make the rows of a query the items that are in the corpus now: `extend` and `declare`."""
+        self.extend(read(connection, query))
+        return self.declare(read(connection, f"SELECT {', '.join(self.keys)} FROM ({query})"))
 
     def shards(self) -> list[Shard]:
         """Every shard of every generation, in order."""

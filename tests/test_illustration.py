@@ -43,7 +43,8 @@ def test_models_look_at_every_picture(tmp_path: Path, captioner: Server) -> None
     write_corpus(tmp_path / "source")
     (tmp_path / "tagger").mkdir()
     write_tagger(tmp_path / "tagger")
-    options = ["--work", tmp_path / "work", "--pipeline", "illustration", "--workers", 1]
+    work = tmp_path / "work"
+    options = ["--work", work, "--pipeline", "illustration", "--workers", 1]
     options += [
         "--set",
         f"tagger.model={tmp_path}/tagger",
@@ -63,13 +64,12 @@ def test_models_look_at_every_picture(tmp_path: Path, captioner: Server) -> None
         assert result.exit_code == 0, result.output
 
     run()
-    curated, tables = f"'{tmp_path}/work/curated/*.parquet'", f"{tmp_path}/work/tables"
-    rejected = duckdb.sql(f"SELECT locations, stage, reason FROM '{tmp_path}/work/rejects.parquet'").fetchall()
+    rejected = duckdb.sql(f"SELECT locations, stage, reason FROM '{work}/rejects.parquet'").fetchall()
     assert rejected == [(["0.png"], "filter", "safety")]
     rows = {
         locations[0]: ({caption["variant"]: caption["text"] for caption in captions}, tags, rating, weight)
         for locations, captions, tags, rating, weight in duckdb.sql(
-            f"SELECT locations, captions, tags, rating, weight FROM {curated}"
+            f"SELECT locations, captions, tags, rating, weight FROM '{work}/curated/*.parquet'"
         ).fetchall()
     }
     assert sorted(rows) == [f"{number}.png" for number in range(1, 6)]
@@ -80,7 +80,7 @@ def test_models_look_at_every_picture(tmp_path: Path, captioner: Server) -> None
         assert {"source"} <= {tag["origin"] for tag in tags} <= {"source", "tagger"}
         assert (rating, weight) == ("sensitive", 1.0)
     assert {name for name, row in rows.items() if 'text "HELLO"' in row[0]["tags"]} == {"3.png"}
-    seen = duckdb.sql(f"SELECT count(*) FROM '{tables}/tagger/*/part-*.parquet' WHERE len(tags) > 0").fetchall()
+    seen = duckdb.sql(f"SELECT count(*) FROM '{work}/tables/tagger/*/part-*.parquet' WHERE len(tags) > 0").fetchall()
     assert seen == [(5,)]
     asked = [request.prompt for request in captioner.requests]
     assert all("hatsune miku" in prompt for prompt in asked)

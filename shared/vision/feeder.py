@@ -11,10 +11,8 @@ import math
 import multiprocessing
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -24,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.corpus import Corpus
-from shared.engine import follow_parent
+from shared.engine import decoders_named, follow_parent
 from shared.errors import UserError
 from shared.images import Unreadable, decode, is_plain_jpeg
 from shared.vision import Decode
@@ -77,20 +75,8 @@ class Batch:
         return {row: self.room[row, :size] for row, size in sizes if isinstance(size, int) and size}
 
     def _found(self) -> list[Problem | int]:
-        with _named():
+        with decoders_named():
             return [found for part in self.parts for found in part.result()]
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """What a user can do about a dead process."""
-    try:
-        yield
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that decodes pictures died: out of memory, or a crash inside a decoder; "
-            "finished shards are kept, start the command again to go on"
-        ) from None
 
 
 class Feeder:
@@ -132,7 +118,7 @@ class Feeder:
             slot = self._free.get(wait)
         except queue.Empty:
             return None
-        with _named():
+        with decoders_named():
             parts = tuple(
                 self._pool.submit(_decode, slot, start, items[start : start + CHUNK])
                 for start in range(0, len(items), CHUNK)

@@ -56,7 +56,13 @@ class Geometry:
 
 
 def _padded(image: Image.Image) -> Image.Image:
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    left, top, _, _ = margins(*image.size)
+    square = Image.new("RGB", (max(image.size), max(image.size)), "white")
+    square.paste(image, (left, top))
     return square
+
+
+def margins(width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what makes a square of a picture."""
+    across, down = max(height - width, 0), max(width - height, 0)
+    return across // 2, down // 2, across - across // 2, down - down // 2

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.images import decode
-from shared.vision.geometry import Geometry
+from shared.vision.geometry import Geometry, margins
 
 
 def squares(files: Sequence[NDArray[np.uint8]], geometry: Geometry, device: torch.device) -> Tensor:
@@ -58,7 +58,5 @@ def square(picture: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _padded(picture: Tensor) -> Tensor:
-    height, width = picture.shape[1:]
-    side = max(height, width)
-    left, top = (side - width) // 2, (side - height) // 2
-    return functional.pad(picture, (left, side - width - left, top, side - height - top), value=255)
+    left, top, right, bottom = margins(picture.shape[2], picture.shape[1])
+    return functional.pad(picture, (left, right, top, bottom), value=255)

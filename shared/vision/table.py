@@ -79,8 +79,7 @@ def run(
     """
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
     with job.connect() as connection:
-        work.extend(connection.sql(PICTURES).to_arrow_reader())
-        digest = work.declare(connection.sql(f"SELECT image_id FROM ({PICTURES})").to_arrow_reader())
+        digest = work.follow(connection, PICTURES)
     shards = work.shards()
     if not all(shard.part.exists() for shard in shards) or not (job.folder / ABOUT).exists():
         _compute(job, *load(), shards, fields)
