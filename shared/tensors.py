@@ -171,13 +171,18 @@ def verified(path: Path, column: str | None = None) -> Iterator[Page]:
 def read_page(handle: int, page: Page, name: str) -> bytes:
     """One tensor's bytes from an open file descriptor, CRC checked. `name` says in an error what it was."""
     tensor = os.pread(handle, page.length, page.offset)
+    check_page(tensor, page, name)
+    return tensor
+
+
+def check_page(tensor: bytes | bytearray, page: Page, name: str) -> None:
+    """Raises CorruptTensor with both sums where these bytes are not the page's. `name` says whose they are."""
     found = page_crc(tensor)
     if len(tensor) != page.length or found != page.crc:
         raise CorruptTensor(
             f"{name}: {len(tensor)} of {page.length} bytes at {page.offset}, "
             f"CRC {found:08x} where {page.crc:08x} was written"
         )
-    return tensor
 
 
 # Thrift's compact protocol, as far as Parquet's page headers use it (the format's parquet.thrift, PageHeader:

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import UserError
-from shared.files import atomic_file, atomic_folder
+from shared.files import atomic_file, atomic_folder, file_sha256
 from shared.fingerprint import differences, fingerprint
 from shared.stages import sql
 from shared.tensors import Page, description, pages
+from train.cache.store import cache_store
 
-FORMAT = 2
+FORMAT = 3
+ABOUT = "manifest/manifest.json"
 
 
 class CacheLayout:
@@ -81,8 +83,18 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
     with atomic_folder(layout.manifest) as temporary:
         for name, table in tables.items():
             pq.write_table(table, temporary / f"{name}.parquet")
+        about["files"] = _digests(layout, latents, text) | {
+            f"manifest/{name}.parquet": file_sha256(temporary / f"{name}.parquet") for name in tables
+        }
         (temporary / "manifest.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return str(about["identity"])
+
+
+def _digests(layout: CacheLayout, latents: dict[str, Any], text: dict[str, Any]) -> dict[str, str]:
+    """sha256 of the files beside the shards, whose bytes no tensor's CRC looks after."""
+    lists = [*layout.latents(latents).glob("todo-*.parquet"), *layout.text(text).glob("*/todo-*.parquet")]
+    found = [layout.rejects] * layout.rejects.exists() + sorted(lists)
+    return {str(path.relative_to(layout.root)): file_sha256(path) for path in found}
 
 
 # Beside the tensor's own CRC stands `frame`, that of all bytes of its file which are not tensors.
@@ -164,7 +176,7 @@ def _shared_places(layout: CacheLayout, about: dict[str, Any]) -> dict[str, dict
 
 def identity_of(about: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> str:
     """Hash of all a manifest says, in a form that no library's version has a part in."""
-    head = {key: value for key, value in about.items() if key != "identity"}
+    head = {key: value for key, value in about.items() if key not in ("identity", "files")}
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name, table in sorted(tables.items()):
         for column in table.column_names:
@@ -196,16 +208,20 @@ def write_rejects(work: Path, latents: dict[str, Any], curated: pa.Table) -> pa.
 REJECTS = pa.schema([pa.field(name, pa.string()) for name in ("image_id", "reason", "detail")])
 
 
-def read_about(work: Path, expected: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """manifest.json, whose parts `latents` and `text` say how the tensors were made.
+def read_about(work: Path | str, expected: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """manifest.json of a work directory or its address; its parts `latents` and `text` say how the tensors were made.
 
     Of those parts, all that `expected` names must be as it says. Raises UserError with the fields that differ, or
     where there is no finished cache, or one of another format.
     """
-    path = CacheLayout(work).manifest / "manifest.json"
-    if not path.exists():
-        raise UserError(f"{work}: there is no finished tensor cache; run `cache-latents --work {work}` first")
-    about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    store = cache_store(work)
+    path = f"{store.root}/{ABOUT}"
+    try:
+        about: dict[str, Any] = json.loads(store.read_all(ABOUT))
+    except FileNotFoundError:
+        raise UserError(f"{work}: there is no finished tensor cache; run `cache-latents --work {work}` first") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); run `cache-latents finalize`") from None
     if about["format"] != FORMAT:
         raise UserError(f"{path}: format {about['format']}, this version reads {FORMAT}; run `cache-latents` again")
     differing = [

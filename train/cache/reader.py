@@ -1,30 +1,38 @@
-"""Reading the cache: any tensor of any picture with one `pread`, its CRC always checked."""
+"""Reading the cache: any tensor of any picture with one `pread` or one request, its CRC always checked."""
 
-import os
+import hashlib
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.tensors import Page, read_page
+from shared.errors import UserError
+from shared.files import os_error
+from shared.tensors import CorruptTensor, Page, check_page
 from train.cache.bfloat16 import from_bytes
-from train.cache.manifest import CacheLayout, read_about
-
-OPEN_FILES = 256
-"""Files kept open: most systems allow a process 1,024, and ten million pictures lie in more."""
+from train.cache.manifest import read_about
+from train.cache.store import Store, cache_store
 
 
 class _Places:
     """Where tensors lie: a manifest table as arrays, without a Python object per row."""
 
-    def __init__(self, path: Path) -> None:
-        self.table = pq.read_table(path, read_dictionary=["file", "variant"])
+    def __init__(self, store: Store, name: str, written: str) -> None:
+        file = f"manifest/{name}.parquet"
+        data = store.read_all(file)
+        if (found := hashlib.sha256(data).hexdigest()) != written:
+            raise UserError(
+                f"{store.root}/{file}: damaged: sha256 {found[:16]} where {written[:16]} was written; "
+                "run `cache-latents finalize`, which writes it anew"
+            )
+        self.table = pq.read_table(pa.BufferReader(data), read_dictionary=["file", "variant"])
         self.files, self.file = self.coded("file")
         self.row, self.offset, self.length, self.crc = (
             self.column(name) for name in ("row", "offset", "length", "crc")
@@ -46,29 +54,19 @@ class _Places:
         return Page(int(self.offset[index]), int(self.length[index]), int(self.crc[index]))
 
 
-class _OpenFile:
-    """A file descriptor that is closed when nobody holds it any more."""
-
-    def __init__(self, path: Path) -> None:
-        self.handle = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):  # It has none where the file could not be opened.
-            os.close(self.handle)
-
-
 class CacheReader:
-    """The finished cache of a work directory. Images have indices 0 .. images - 1, in the order of their ids.
+    """The finished cache of a work directory, which is a path or an address that fsspec knows (s3://bucket/work).
 
-    Threads may share a reader; pickled, it is opened anew by the process that unpickles it.
+    Images have indices 0 .. images - 1, in the order of their ids. Threads may share a reader; pickled, it is opened
+    anew by the process that unpickles it.
 
-    Raises UserError where there is no finished cache, or where its manifest does not say what is `expected` (see
-    `manifest.read_about`).
+    Raises UserError where there is no finished cache, where its manifest is damaged, or where that does not say what is
+    `expected` (see `manifest.read_about`).
     """
 
-    def __init__(self, work: Path, expected: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, work: Path | str, expected: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._work = work
-        self._root = CacheLayout(work).root
+        self._store = cache_store(work)
         about = read_about(work, expected)
         self.identity: str = about["identity"]
         self.text_settings: dict[str, Any] = about["text"]
@@ -81,8 +79,9 @@ class CacheReader:
         self.scaling_factor: float = latents["scaling_factor"]
         self.shift_factor: float = latents["shift_factor"]
         self.text_dim: int = about["text"]["dim"]
-        self._latents = _Places(CacheLayout(work).manifest / "latents.parquet")
-        self._texts = _Places(CacheLayout(work).manifest / "text.parquet")
+        self._latents, self._texts = (
+            _Places(self._store, name, about["files"][f"manifest/{name}.parquet"]) for name in ("latents", "text")
+        )
         self.images = len(self._latents.file)
         self._height, self._width = self._latents.column("height"), self._latents.column("width")
         patch = self.multiple // self.factor
@@ -91,9 +90,8 @@ class CacheReader:
         self._first_text = np.searchsorted(self._texts.column("image"), np.arange(self.images + 1))
         self._tokens, self._shared_rows = self._texts.column("tokens"), self._texts.column("shared")
         self._variant_names, self._variant = self._texts.coded("variant")
-        self._open = lru_cache(OPEN_FILES)(_OpenFile)
 
-    def __reduce__(self) -> tuple[type["CacheReader"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["CacheReader"], tuple[Path | str]]:
         return CacheReader, (self._work,)
 
     def image_id(self, index: int) -> str:
@@ -146,12 +144,15 @@ class CacheReader:
     def _text_row(self, index: int, variant: str) -> int:
         return int(self._first_text[index]) + self.variants(index).index(variant)
 
-    def _sample(self, places: _Places, row: int, image: int) -> bytes:
+    def _sample(self, places: _Places, row: int, image: int) -> bytearray:
         name = f"row {places.row[row]}, image {self.image_id(image)}"
         return self._read(places.files[places.file[row]], places.page(row), name)
 
-    def _read(self, file: str, page: Page, name: str) -> bytes:
-        path = self._root / file
-        # Held by a name while it is read: another thread's file may take its place among the open ones.
-        opened = self._open(path)
-        return read_page(opened.handle, page, f"{path} {name}")
+    def _read(self, file: str, page: Page, name: str) -> bytearray:
+        name = f"{self._store.root}/{file} {name}"
+        try:
+            tensor = self._store.read(file, page.offset, page.length)
+        except OSError as error:
+            raise CorruptTensor(f"{name}: {os_error(error)}, CRC {page.crc:08x} was written") from error
+        check_page(tensor, page, name)
+        return tensor

@@ -15,7 +15,7 @@ from shared.errors import UserError
 from shared.tensors import CorruptTensor
 from tests.train.cache.test_cache import flip, latent_parts, run
 from tests.train.conftest import SETTINGS, SIZES
-from train.cache import reader
+from train.cache import store
 from train.cache.encoders import TextEncoder
 from train.cache.manifest import CacheLayout, read_about
 from train.cache.reader import CacheReader
@@ -51,7 +51,7 @@ def test_threads_read_more_files_than_may_be_open(cached: Path, monkeypatch: pyt
     many = CacheReader(cached)
     expected = [many.latent(index) for index in range(len(SIZES))]
     assert open_latents(cached) == len(latent_parts(cached)) == 3
-    monkeypatch.setattr(reader, "OPEN_FILES", 1)
+    monkeypatch.setattr(store, "OPEN_FILES", 1)
     few = CacheReader(cached)
     with ThreadPoolExecutor(8) as pool:
         for index, found in enumerate(pool.map(few.latent, list(range(len(SIZES))) * 40)):
