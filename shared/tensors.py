@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.files import atomic_file
+
+try:  # The same sum as zlib's, five times as fast.
+    from zlib_ng.zlib_ng import crc32
+except ModuleNotFoundError:
+    from zlib import crc32
 
 ROW_GROUP = 64
 METADATA_KEY = b"illustrious-lu"
@@ -44,7 +48,7 @@ class Page:
 
 def page_crc(tensor: bytes | bytearray | memoryview) -> int:
     """The CRC that Parquet stores for a page with this tensor."""
-    return zlib.crc32(tensor, zlib.crc32(struct.pack("<I", len(tensor))))
+    return crc32(tensor, crc32(struct.pack("<I", len(tensor))))
 
 
 def write_shard(path: Path, rows: Iterable[pa.RecordBatch], schema: pa.Schema, description: Mapping[str, Any]) -> None:
