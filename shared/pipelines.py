@@ -6,7 +6,7 @@ A pipeline says which stages `curate run` goes through, in order, and how `cache
       stages:
         curate.ingest: {max_pixels: 100000000}     # a stage is a module; below it are its settings
         curate.dedupe.near: {distance: 4}
-      cache: {area: 1024}
+      cache: {areas: [1024]}
       train: {steps: 26500}
 
 Stages are named by module, so `curate`, `caption` and a user's own package take part without importing

@@ -17,7 +17,7 @@ from train.cache.verify import verify
 from train.metrics import read
 
 SMALL = ["--set", "ingest.shard_rows=64", "--set", "filter.min_side=16", "--set", "filter.min_pixels=0"]
-SMALL += ["--set", "cache.area=64", "--set", "train.steps=3", "--set", "train.samples.steps=1"]
+SMALL += ["--set", "cache.areas=[64]", "--set", "train.steps=3", "--set", "train.samples.steps=1"]
 
 
 def invoke(app: typer.Typer, *words: object) -> None:

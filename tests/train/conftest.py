@@ -17,7 +17,7 @@ from train.cache.run import cache
 from train.cache.settings import CacheSettings
 
 SIZES = [(64, 64), (96, 48), (48, 80), (64, 64), (130, 50), (33, 47), (70, 70), (64, 64), (20, 90), (80, 64), (64, 48)]
-SETTINGS = CacheSettings(area=64, shard_rows=4, batch=2)
+SETTINGS = CacheSettings(areas=(64,), shard_rows=4, batch=2)
 
 
 @pytest.fixture(scope="session")

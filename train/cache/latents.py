@@ -42,12 +42,12 @@ SCHEMA = pa.schema(
 
 
 def describe(encoder: ImageEncoder, settings: CacheSettings) -> dict[str, Any]:
-    """Everything that decides the bytes of a latent."""
+    """Everything that decides the bytes of the latents of all areas (see `manifest.by_area`)."""
     return {
         "format": FORMAT,
         "kind": "latents",
         "dtype": "bfloat16",
-        "area": settings.area,
+        "areas": list(settings.areas),
         "multiple": encoder.factor * PATCH,
         "resize": RESIZE,
         **encoder.description,

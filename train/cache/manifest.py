@@ -16,10 +16,10 @@ from shared.errors import UserError
 from shared.files import atomic_file, atomic_folder, file_sha256
 from shared.fingerprint import differences, fingerprint
 from shared.stages import sql
-from shared.tensors import Page, description, pages
+from shared.tensors import CorruptTensor, Page, description, pages
 from train.cache.store import cache_store
 
-FORMAT = 3
+FORMAT = 4
 ABOUT = "manifest/manifest.json"
 
 
@@ -32,35 +32,52 @@ class CacheLayout:
         self.rejects = self.root / "rejects.parquet"
 
     def latents(self, about: dict[str, Any]) -> Path:
-        """Folder of the latents with this description."""
+        """Folder of the latents of one area, by their description (see `by_area`)."""
         return self.root / "latents" / fingerprint(about)
 
     def text(self, about: dict[str, Any]) -> Path:
         """Folder of the embeddings with this description: `shared.parquet` and a folder per variant."""
         return self.root / "text" / fingerprint(about)
 
+    def lists(self, latents: dict[str, Any], text: dict[str, Any]) -> list[Path]:
+        """Folders with a work list and its shards: those of the areas, and those of the variants."""
+        variants = sorted(path for path in self.text(text).glob("*") if path.is_dir())
+        return [*(self.latents(about) for about in by_area(latents)), *variants]
+
+
+def by_area(latents: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands in the shards of each area, from the description of all: `area` takes the place of `areas`."""
+    common = {key: value for key, value in latents.items() if key != "areas"}
+    return [{**common, "area": area} for area in latents["areas"]]
+
 
 def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
     """Write WORK/cache/manifest for the pictures and captions that are curated now; returns its identity.
 
-    `latents` and `text` describe the encoders, as they stand in their shards. Pictures without a latent are
-    left out; they stand in rejects.parquet with a reason.
+    `latents` and `text` describe the encoders, as they stand in their shards. Pictures that lack
+    the latent of an area are left out; they stand in rejects.parquet with a reason. So the rows of every area are those
+    of the same images in the same order.
     """
     layout = CacheLayout(work)
     connection = duckdb.connect()
     connection.execute(f"CREATE VIEW curated AS SELECT * FROM read_parquet('{sql(work / 'curated')}/part-*.parquet')")
     connection.register("latent_places", _table(_latent_places(layout, latents), LATENTS))
     connection.register("text_places", _table(_text_places(layout, text), TEXTS))
+    areas = len(latents["areas"])
+    connection.execute(
+        f"""
+        CREATE VIEW images AS
+        SELECT image_id, row_number() OVER (ORDER BY image_id) - 1 AS image
+        FROM latent_places SEMI JOIN curated USING (image_id) GROUP BY image_id HAVING count(*) = {areas}
+        """
+    )
     tables = {
         "latents": connection.sql(
-            "SELECT * FROM latent_places SEMI JOIN curated USING (image_id) ORDER BY image_id"
+            "SELECT * FROM latent_places SEMI JOIN images USING (image_id) ORDER BY area, image_id"
         ).to_arrow_table(),
         "text": connection.sql(
             """
-            WITH images AS (
-                SELECT image_id, row_number() OVER (ORDER BY image_id) - 1 AS image
-                FROM latent_places SEMI JOIN curated USING (image_id)
-            ), captions AS (
+            WITH captions AS (
                 SELECT image_id, unnest(captions, recursive := true) FROM curated
             )
             SELECT image::INTEGER AS image, p.* EXCLUDE (image_id, caption_sha)
@@ -75,7 +92,7 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
         "format": FORMAT,
         "latents": latents,
         "text": text,
-        "images": len(tables["latents"]),
+        "images": len(tables["latents"]) // areas,
         "captions": len(tables["text"]),
         "shared": _shared_places(layout, text),
     }
@@ -86,14 +103,21 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
         about["files"] = _digests(layout, latents, text) | {
             f"manifest/{name}.parquet": file_sha256(temporary / f"{name}.parquet") for name in tables
         }
-        (temporary / "manifest.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (temporary / "manifest.json").write_bytes(_document(about))
     return str(about["identity"])
+
+
+def _document(about: Mapping[str, Any]) -> bytes:
+    """manifest.json: `about`, and a `seal` by which a change of any byte is noticed."""
+    sealed = {key: value for key, value in about.items() if key != "seal"}
+    sealed["seal"] = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(sealed, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _digests(layout: CacheLayout, latents: dict[str, Any], text: dict[str, Any]) -> dict[str, str]:
     """sha256 of the files beside the shards, whose bytes no tensor's CRC looks after."""
-    lists = [*layout.latents(latents).glob("todo-*.parquet"), *layout.text(text).glob("*/todo-*.parquet")]
-    found = [layout.rejects] * layout.rejects.exists() + sorted(lists)
+    lists = [todo for folder in layout.lists(latents, text) for todo in sorted(folder.glob("todo-*.parquet"))]
+    found = [layout.rejects] * layout.rejects.exists() + lists
     return {str(path.relative_to(layout.root)): file_sha256(path) for path in found}
 
 
@@ -109,6 +133,7 @@ _PLACE = [
 LATENTS = pa.schema(
     [
         pa.field("image_id", pa.string()),
+        pa.field("area", pa.int32()),
         *_PLACE,
         pa.field("channels", pa.int32()),
         pa.field("height", pa.int32()),
@@ -132,16 +157,26 @@ def _table(parts: Iterator[pa.Table], schema: pa.Schema) -> pa.Table:
 
 
 def _latent_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
-    for part in sorted(layout.latents(about).glob("part-*.parquet")):
-        columns = pq.read_table(part, columns=["image_id", "channels", "height", "width"])
-        yield _placed(columns, part, layout.root)
+    for one in by_area(about):
+        for part in sorted(layout.latents(one).glob("part-*.parquet")):
+            columns = _columns(part, ["image_id", "channels", "height", "width"])
+            area = pa.array([one["area"]] * len(columns), pa.int32())
+            yield _placed(columns.append_column("area", area), part, layout.root)
 
 
 def _text_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
     for part in sorted(layout.text(about).glob("*/part-*.parquet")):
-        columns = pq.read_table(part, columns=["image_id", "caption_sha", "tokens", "shared"])
+        columns = _columns(part, ["image_id", "caption_sha", "tokens", "shared"])
         variant = pa.array([part.parent.name] * len(columns))
         yield _placed(columns.append_column("variant", variant), part, layout.root)
+
+
+def _columns(part: Path, names: list[str]) -> pa.Table:
+    """Columns of a shard beside its tensors, their CRCs checked. Raises CorruptTensor."""
+    try:
+        return pq.read_table(part, columns=names, page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise CorruptTensor(f"{part}: {error}") from None
 
 
 def _placed(columns: pa.Table, part: Path, root: Path) -> pa.Table:
@@ -170,13 +205,13 @@ def frame_crc(path: Path, places: Sequence[Page]) -> int:
 def _shared_places(layout: CacheLayout, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Where the rows lie that are stored once, `prefix` and `empty`."""
     path = layout.text(about) / "shared.parquet"
-    rows = _placed(pq.read_table(path, columns=["name", "tokens"]), path, layout.root).to_pylist()
+    rows = _placed(_columns(path, ["name", "tokens"]), path, layout.root).to_pylist()
     return {row.pop("name"): row for row in rows}
 
 
 def identity_of(about: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> str:
     """Hash of all a manifest says, in a form that no library's version has a part in."""
-    head = {key: value for key, value in about.items() if key not in ("identity", "files")}
+    head = {key: value for key, value in about.items() if key not in ("identity", "files", "seal")}
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name, table in sorted(tables.items()):
         for column in table.column_names:
@@ -190,16 +225,20 @@ def identity_of(about: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> str
 
 
 def write_rejects(work: Path, latents: dict[str, Any], curated: pa.Table) -> pa.Table:
-    """Collect which of the curated pictures could not be encoded into WORK/cache/rejects.parquet; returns it."""
+    """Collect which of the curated pictures could not be encoded into WORK/cache/rejects.parquet; returns it.
+
+    A picture stands there once, with the reason of its largest area.
+    """
     layout = CacheLayout(work)
     current = set(curated["image_id"].to_pylist())
-    rows = [
-        {"image_id": image_id, "reason": reason, "detail": detail}
-        for part in sorted(layout.latents(latents).glob("part-*.parquet"))
+    rows = {
+        image_id: {"image_id": image_id, "reason": reason, "detail": detail}
+        for one in by_area(latents)
+        for part in sorted(layout.latents(one).glob("part-*.parquet"))
         for image_id, reason, detail in description(part)["rejects"]
         if image_id in current
-    ]
-    table = pa.Table.from_pylist(rows, REJECTS)
+    }
+    table = pa.Table.from_pylist(list(rows.values()), REJECTS)
     with atomic_file(layout.rejects) as temporary:
         pq.write_table(table, temporary)
     return table
@@ -212,18 +251,19 @@ def read_about(work: Path | str, expected: Mapping[str, Mapping[str, Any]] | Non
     """manifest.json of a work directory or its address; its parts `latents` and `text` say how the tensors were made.
 
     Of those parts, all that `expected` names must be as it says. Raises UserError with the fields that differ, or
-    where there is no finished cache, or one of another format.
+    where there is no finished cache, or one that is damaged or of another format.
     """
     store = cache_store(work)
     path = f"{store.root}/{ABOUT}"
     try:
-        about: dict[str, Any] = json.loads(store.read_all(ABOUT))
+        document = store.read_all(ABOUT)
     except FileNotFoundError:
         raise UserError(f"{work}: there is no finished tensor cache; run `cache-latents --work {work}` first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); run `cache-latents finalize`") from None
-    if about["format"] != FORMAT:
+    about = _parsed(document)
+    if about.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path}: format {about['format']}, this version reads {FORMAT}; run `cache-latents` again")
+    if document != _document(about):
+        raise UserError(f"{path}: damaged: not the bytes that were written; run `cache-latents finalize`")
     differing = [
         f"  {part}.{line}"
         for part, fields in (expected or {}).items()
@@ -232,3 +272,12 @@ def read_about(work: Path | str, expected: Mapping[str, Mapping[str, Any]] | Non
     if differing:
         raise UserError("\n".join([f"{path}: not the cache this run needs; run `cache-latents` again:", *differing]))
     return about
+
+
+def _parsed(document: bytes) -> dict[str, Any]:
+    """A JSON object, empty where it is none."""
+    try:
+        found = json.loads(document)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

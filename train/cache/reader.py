@@ -24,7 +24,7 @@ from train.cache.store import Store, cache_store
 class _Places:
     """Where tensors lie: a manifest table as arrays, without a Python object per row."""
 
-    def __init__(self, store: Store, name: str, written: str) -> None:
+    def __init__(self, store: Store, name: str, written: str, rows: slice = slice(None)) -> None:
         file = f"manifest/{name}.parquet"
         data = store.read_all(file)
         if (found := hashlib.sha256(data).hexdigest()) != written:
@@ -32,7 +32,7 @@ class _Places:
                 f"{store.root}/{file}: damaged: sha256 {found[:16]} where {written[:16]} was written; "
                 "run `cache-latents finalize`, which writes it anew"
             )
-        self.table = pq.read_table(pa.BufferReader(data), read_dictionary=["file", "variant"])
+        self.table = pq.read_table(pa.BufferReader(data), read_dictionary=["file", "variant"])[rows]
         self.files, self.file = self.coded("file")
         self.row, self.offset, self.length, self.crc = (
             self.column(name) for name in ("row", "offset", "length", "crc")
@@ -57,14 +57,20 @@ class _Places:
 class CacheReader:
     """The finished cache of a work directory, which is a path or an address that fsspec knows (s3://bucket/work).
 
-    Images have indices 0 .. images - 1, in the order of their ids. Threads may share a reader; pickled, it is opened
+    Images have indices 0 .. images - 1, in the order of their ids, the same for every area. The latents are those of
+    `area`, one of the cache's, by default the largest. Threads may share a reader; pickled, it is opened
     anew by the process that unpickles it.
 
-    Raises UserError where there is no finished cache, where its manifest is damaged, or where that does not say what is
-    `expected` (see `manifest.read_about`).
+    Raises UserError where there is no finished cache or none of that area, where its manifest is damaged, or where that
+    does not say what is `expected` (see `manifest.read_about`).
     """
 
-    def __init__(self, work: Path | str, expected: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        work: Path | str,
+        expected: Mapping[str, Mapping[str, Any]] | None = None,
+        area: int | None = None,
+    ) -> None:
         self._work = work
         self._store = cache_store(work)
         about = read_about(work, expected)
@@ -72,17 +78,27 @@ class CacheReader:
         self.text_settings: dict[str, Any] = about["text"]
         self._shared = about["shared"]
         latents = about["latents"]
-        self.area: int = latents["area"]
+        self.areas: list[int] = latents["areas"]
+        """Sides of the squares for whose areas there are latents, ascending."""
+        self.area: int = area or self.areas[-1]
+        if self.area not in self.areas:
+            raise UserError(
+                f"{work}: the cache has latents of the areas {self.areas}, none of {area}; "
+                f"run `cache-latents --set 'cache.areas={sorted([*self.areas, self.area])}'`"
+            )
         self.factor: int = latents["factor"]
         self.multiple: int = latents["multiple"]
         self.channels: int = latents["channels"]
         self.scaling_factor: float = latents["scaling_factor"]
         self.shift_factor: float = latents["shift_factor"]
         self.text_dim: int = about["text"]["dim"]
-        self._latents, self._texts = (
-            _Places(self._store, name, about["files"][f"manifest/{name}.parquet"]) for name in ("latents", "text")
+        self.images: int = about["images"]
+        first = self.areas.index(self.area) * self.images
+        written = about["files"]
+        self._latents = _Places(
+            self._store, "latents", written["manifest/latents.parquet"], slice(first, first + self.images)
         )
-        self.images = len(self._latents.file)
+        self._texts = _Places(self._store, "text", written["manifest/text.parquet"])
         self._height, self._width = self._latents.column("height"), self._latents.column("width")
         patch = self.multiple // self.factor
         self.image_tokens: NDArray[np.int64] = (self._height // patch).astype(np.int64) * (self._width // patch)
@@ -91,8 +107,8 @@ class CacheReader:
         self._tokens, self._shared_rows = self._texts.column("tokens"), self._texts.column("shared")
         self._variant_names, self._variant = self._texts.coded("variant")
 
-    def __reduce__(self) -> tuple[type["CacheReader"], tuple[Path | str]]:
-        return CacheReader, (self._work,)
+    def __reduce__(self) -> tuple[type["CacheReader"], tuple[Path | str, None, int]]:
+        return CacheReader, (self._work, None, self.area)
 
     def image_id(self, index: int) -> str:
         """Id of an image."""

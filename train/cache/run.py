@@ -19,7 +19,7 @@ from shared.worklist import WorkList, process
 from train.cache import latents, text
 from train.cache.encoders import ImageEncoder, TextEncoder, default_device
 from train.cache.hub import weights_hash
-from train.cache.manifest import CacheLayout, finalise, read_about, write_rejects
+from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
 from train.cache.settings import CacheSettings
 
 
@@ -47,10 +47,11 @@ def cache(work: Path, pictures: Corpus, model: Path, settings: CacheSettings) ->
 
     image_encoder = ImageEncoder(model, device)
     about_latents = latents.describe(image_encoder, settings)
-    images = WorkList(layout.latents(about_latents), ("image_id",), settings.shard_rows)
-    images.extend(curated.select(["image_id", "locations"]))
-    writer = latents.LatentShards(pictures, image_encoder, about_latents, settings.batch)
-    process(images.shards(), writer.write, engine, "latents", "pictures")
+    for about in by_area(about_latents):
+        images = WorkList(layout.latents(about), ("image_id",), settings.shard_rows)
+        images.extend(curated.select(["image_id", "locations"]))
+        writer = latents.LatentShards(pictures, image_encoder, about, settings.batch)
+        process(images.shards(), writer.write, engine, f"latents {about['area']}", "pictures")
 
     text_encoder = TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device)
     about_text = text.describe(text_encoder)
@@ -73,7 +74,7 @@ def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
     For `CacheReader`, which refuses one that was made otherwise.
     """
     return {
-        "latents": {"area": settings.area, "weights": weights_hash(model / "vae")},
+        "latents": {"areas": list(settings.areas), "weights": weights_hash(model / "vae")},
         "text": {
             "prompt_prefix": settings.prompt_prefix,
             "max_tokens": settings.max_tokens,
@@ -115,7 +116,7 @@ def summary(work: Path, rejects: pa.Table) -> Summary:
     texts = pq.read_table(manifest / "text.parquet", columns=["variant", "length"])
     return Summary(
         identity=read_about(work)["identity"],
-        images=len(pictures),
+        images=read_about(work)["images"],
         captions=Counter(texts["variant"].to_pylist()),
         rejects=Counter(rejects["reason"].to_pylist()),
         bytes=sum(pc.sum(table["length"]).as_py() or 0 for table in (pictures, texts)),

@@ -1,15 +1,24 @@
 """Settings of `cache-latents`: the section `cache` of a pipeline."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from shared.settings import Settings
+
+Area = Annotated[int, Field(ge=16, le=8192)]
+
+
+def _ascending(areas: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(areas)))
 
 
 class CacheSettings(Settings):
     """How pictures and captions become tensors. Everything here is part of a fingerprint."""
 
-    area: int = Field(default=1024, ge=16, le=8192)
-    """Side of the square whose area a picture is scaled down to, in pixels. Smaller pictures keep their size."""
+    areas: Annotated[tuple[Area, ...], AfterValidator(_ascending)] = Field(default=(1024,), min_length=1)
+    """Sides of the squares to whose areas a picture is scaled down, in pixels: a latent for each. Smaller pictures keep
+    their size."""
     prompt_prefix: str = (
         "You are an assistant designed to generate anime images based on textual prompts. <Prompt Start> "
     )

@@ -119,14 +119,14 @@ def test_removed_pictures_leave_the_manifest(cached: Path, tiny_model: Path):
     assert not verify(cached)
 
 
-@pytest.mark.parametrize("change", [{"prompt_prefix": "Draw: "}, {"max_tokens": 64}, {"area": 48}])
+@pytest.mark.parametrize("change", [{"prompt_prefix": "Draw: "}, {"max_tokens": 64}, {"areas": (48,)}])
 def test_other_settings_go_to_another_folder(cached: Path, tiny_model: Path, change: dict[str, object]):
     before = files(cached)
     run(cached, tiny_model, **change)
     after = files(cached)
     kept = {name: digest for name, digest in before.items() if name.startswith(("latents/", "text/"))}
     assert kept.items() < after.items(), "an old cache is neither reused nor deleted"
-    assert len(list((cached / "cache" / ("latents" if "area" in change else "text")).iterdir())) == 2
+    assert len(list((cached / "cache" / ("latents" if "areas" in change else "text")).iterdir())) == 2
 
 
 def test_what_cannot_be_encoded_is_a_row_with_a_reason(curated: Path, tiny_model: Path):
@@ -166,9 +166,9 @@ def test_killed_anywhere_ends_in_the_same_bytes(curated: Path, cached: Path, tin
     assert found == files(cached)
 
 
-def flip(path: Path, offset: int) -> None:
+def flip(path: Path, offset: int, bit: int = 4) -> None:
     data = bytearray(path.read_bytes())
-    data[offset] ^= 4
+    data[offset] ^= bit
     path.write_bytes(data)
 
 

@@ -60,10 +60,10 @@ def test_moved_pictures_and_other_settings(run: Run, curated: Path, tiny_model: 
     moved = (curated.parent / "pictures").rename(curated.parent / "moved")
     code, _, error = run("--work", curated, "--model", tiny_model)
     assert (code, "say where they are with --source" in error) == (2, True)
-    settings = ("--set", "cache.area=48", "--set", "cache.max_tokens=40")
+    settings = ("--set", "cache.areas=[48]", "--set", "cache.max_tokens=40")
     assert run("--work", curated, "--model", tiny_model, "--source", moved, *settings)[0] == 0
     about = read_about(curated)
-    assert (about["latents"]["area"], about["text"]["max_tokens"]) == (48, 40)
+    assert (about["latents"]["areas"], about["text"]["max_tokens"]) == ([48], 40)
 
 
 def test_corruption_is_told_and_repaired(run: Run, cached: Path, tiny_model: Path):
@@ -92,6 +92,7 @@ def test_errors_have_a_way_out(run: Run, curated: Path, tmp_path: Path):
     assert "run `cache-latents" in error("verify", "--work", curated)
     assert "run `cache-latents" in error("finalize", "--work", curated)
     assert "no vae/ in it" in error("--work", curated, "--model", model_without_vae(tmp_path))
+    assert "cache.area " in error("--work", curated, "--set", "cache.area=5")
     assert "cache.areas" in error("--work", curated, "--set", "cache.areas=5")
     document = yaml.safe_load((curated / "pipeline.yaml").read_text())
     del document["source"]
