@@ -143,7 +143,7 @@ def train(patches: Rows, grids: list[tuple[int, int]], captions: Rows, batch: in
     device = patches.rows.device
     model = Lumina2DiT(TRANSFORMER).to(device)
     model.init_weights()
-    ema = Ema(model, 0.999)
+    ema = Ema(dict(model.named_parameters()), 0.999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=True)
     rng, start, step = np.random.default_rng(0), time.monotonic(), 0
     while (share := (time.monotonic() - start) / seconds) < 1:

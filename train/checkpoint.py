@@ -22,10 +22,13 @@ from shared.errors import UserError
 from shared.files import atomic_folder
 from shared.fingerprint import differences
 from train.ema import Ema
-from train.model.dit import Lumina2DiT
-from train.model.weights import load_state, save_transformer
+from train.model.config import DiTConfig
+from train.model.weights import from_diffusers, load_state, save_transformer
 
-VERSION = 1
+VERSION = 2
+
+Weights = Mapping[str, nn.Parameter]
+"""What the optimiser changes, by name."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,15 @@ def path_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{step:08}"
 
 
-def save(run: Path, state: State, model: Lumina2DiT, ema: Ema, optimizer: torch.optim.Optimizer) -> Path:
+def save(
+    run: Path, state: State, config: DiTConfig, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
+) -> Path:
     """Write the checkpoint of `state.step` and return its folder."""
     target = path_of(run, state.step)
     with atomic_folder(target) as temporary:
-        save_transformer(model.state_dict(), model.config, temporary / "transformer")
-        save_transformer(ema.average, model.config, temporary / "transformer_ema")
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+        save_transformer(weights, config, temporary / "transformer")
+        save_transformer(ema.average, config, temporary / "transformer_ema")
+        save_file(_optimizer_tensors(weights, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     return target
 
@@ -62,7 +67,7 @@ def latest(run: Path) -> Path | None:
     return max((path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir()), default=None)
 
 
-def load(path: Path, expected: State, model: Lumina2DiT, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+def load(path: Path, expected: State, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
     """Restore a checkpoint into the three and return the next step.
 
     Raises UserError listing what differs where the run would not go on with the same samples.
@@ -76,25 +81,30 @@ def load(path: Path, expected: State, model: Lumina2DiT, ema: Ema, optimizer: to
             + "\n  ".join(problems)
             + "\nset these back, or start a run of its own with --name"
         )
-    model.load_state_dict(load_state(path / "transformer"))
-    ema.load(load_state(path / "transformer_ema"))
-    _restore_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
+    _restore_weights(from_diffusers(load_state(path / "transformer")), weights)
+    ema.load(from_diffusers(load_state(path / "transformer_ema")))
+    _restore_optimizer(load_file(path / "optimizer.safetensors"), weights, optimizer)
     return step
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+@torch.no_grad()
+def _restore_weights(tensors: Mapping[str, Tensor], weights: Weights) -> None:
+    for name, weight in weights.items():
+        weight.copy_(tensors[name])
+
+
+def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state by parameter name, which outlives any order or grouping of parameters."""
     return {
         f"{name}/{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in model.named_parameters()
+        for name, parameter in weights.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _restore_optimizer(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    parameters = dict(model.named_parameters())
+def _restore_optimizer(tensors: Mapping[str, Tensor], weights: Weights, optimizer: torch.optim.Optimizer) -> None:
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit("/", 1)
-        parameter = parameters[parameter_name]
+        parameter = weights[parameter_name]
         # All of it, the step counter too: the fused AdamW wants it where the parameter is.
         optimizer.state[parameter][key] = tensor.to(parameter.device)

@@ -1,7 +1,7 @@
 """The training loop: plan -> micro-batches -> gradients -> AdamW -> average, with a record of every step."""
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
 from train.peak import peak_flops
+from train.precision import MasterWeights
 from train.samples import Sampler
 from train.settings import OptimizerSettings, TrainSettings
 
@@ -32,7 +33,7 @@ class Trainer:
         self, folder: Path, settings: TrainSettings, reader: CacheReader, model: Lumina2DiT, sampler: Sampler
     ) -> None:
         self._folder, self._settings, self._reader, self._sampler = folder, settings, reader, sampler
-        self._accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self._accelerator = Accelerator()
         self._device = self._accelerator.device
         if settings.batch < self._accelerator.num_processes:
             raise UserError(
@@ -40,8 +41,12 @@ class Trainer:
                 "one sample for each process"
             )
         self._model = model.to(self._device)
-        self._optimizer = adamw(model, settings.optimizer)
-        self._ema = Ema(model, settings.ema)
+        self._masters = MasterWeights(model, torch.bfloat16 if self._device.type == "cuda" else torch.float32)
+        self._weights = self._masters.weights
+        self._optimizer = adamw(self._weights.values(), settings.optimizer)
+        self._ema = Ema(self._weights, settings.ema)
+        if self._device.type == "cuda":
+            model.compile_blocks()
         self._plan = Plan(seed=settings.seed, samples=reader.images, batch=settings.batch)
 
     def run(self) -> Path:
@@ -49,13 +54,13 @@ class Trainer:
         first, last = self._resume(), self._settings.steps
         self._announce(first)
         schedule = warmup(self._optimizer, self._settings.optimizer.warmup, first)
-        model = self._accelerator.prepare(self._model)
         metrics = Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
         for step in self._loader().steps(first, last):
-            loss, waited = self._gradients(model, step)
-            norm = self._accelerator.clip_grad_norm_(model.parameters(), self._settings.optimizer.clip)
+            loss, waited = self._gradients(step)
+            norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), self._settings.optimizer.clip, foreach=True)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
+            self._masters.publish()
             self._ema.update(step.number)
             if metrics is not None:
                 metrics.add(step, self._plan, loss, norm, float(schedule.get_last_lr()[0]), waited)
@@ -66,26 +71,25 @@ class Trainer:
             metrics.close()
         return checkpoint.path_of(self._folder, last)
 
-    def _gradients(self, model: torch.nn.Module, step: Step) -> tuple[Tensor, float]:
+    def _gradients(self, step: Step) -> tuple[Tensor, float]:
         """Accumulate the gradients of one step.
 
         Returns the mean loss over the global batch, and the seconds spent waiting for data. The loss of a
         micro-batch is the sum over its samples by the size of the global batch, so the gradient does not
-        depend on how the batch is cut; distributed averaging over ranks is undone by `ranks`.
+        depend on how the batch is cut, and ranks sum theirs up, once, at the end of the step.
         """
-        ranks = self._accelerator.num_processes
         total = torch.zeros((), device=self._device)
         waited = 0.0
-        for index, future in enumerate(step.micro_batches):
+        for future in step.micro_batches:
             start = time.perf_counter()
             batch = future.result().to(self._device)
             waited += time.perf_counter() - start
-            is_last = index == len(step.micro_batches) - 1
-            with nullcontext() if is_last else self._accelerator.no_sync(model):
-                loss = micro_losses(model, batch).sum() / step.samples
-                self._accelerator.backward(loss * ranks)
+            loss = micro_losses(self._model, batch).sum() / step.samples
+            loss.backward()
             total += loss.detach()
-        return self._accelerator.reduce(total, "sum"), waited
+        if self._accelerator.num_processes > 1:
+            _sum_over_ranks([total, *self._masters.gradients()])
+        return total, waited
 
     def _report(self, metrics: Metrics, done: int) -> None:
         """What is due after `done` steps: a line, a picture, a checkpoint."""
@@ -94,9 +98,11 @@ class Trainer:
             metrics.flush()
         if done % settings.checkpoint_every == 0 or is_end:
             with metrics.paused():
-                checkpoint.save(self._folder, self._state(done), self._model, self._ema, self._optimizer)
+                checkpoint.save(
+                    self._folder, self._state(done), self._model.config, self._weights, self._ema, self._optimizer
+                )
         if done % settings.samples.every == 0 or is_end:
-            with metrics.paused(), self._ema.applied():
+            with metrics.paused(), self._ema.applied(self._model):
                 picture = self._sampler.draw(self._model, self._folder / "samples" / f"step-{done:08}.png")
             console.print(f"drawn: {picture}", soft_wrap=True)
 
@@ -104,7 +110,8 @@ class Trainer:
         path = checkpoint.latest(self._folder)
         if path is None:
             return 0
-        step = checkpoint.load(path, self._state(0), self._model, self._ema, self._optimizer)
+        step = checkpoint.load(path, self._state(0), self._weights, self._ema, self._optimizer)
+        self._masters.publish()
         console.print(f"going on from {path}", soft_wrap=True)
         return step
 
@@ -128,10 +135,9 @@ class Trainer:
 
     def _announce(self, first: int) -> None:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         self._accelerator.print(
             f"{self._folder}: {parameters / 1e6:,.1f}M parameters on {self._accelerator.num_processes} x "
-            f"{self._device.type}, attention by {backend(self._device, dtype)}\n"
+            f"{self._device.type}, attention by {backend(self._device, self._model.dtype)}\n"
             f"{self._reader.images:,} pictures, steps {first:,} to {self._settings.steps:,} of "
             f"{self._settings.batch:,} samples: {self._plan.epochs(self._settings.steps):,.1f} epochs in all"
         )
@@ -147,10 +153,16 @@ def micro_losses(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
     return flow.sample_losses(prediction, target, layout.image_sample, len(clean.timesteps))
 
 
-def adamw(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW over all parameters, fused into one kernel where there is one."""
+def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their sums over all ranks."""
+    for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
+
+
+def adamw(weights: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW, fused into one kernel where there is one."""
     return torch.optim.AdamW(
-        model.parameters(),
+        weights,
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.eps,

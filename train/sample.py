@@ -43,7 +43,7 @@ def draw_latents(
     times = flow.schedule(settings.steps, settings.shift)
     for t, following in pairwise(times):
         guided = t < settings.guidance_until and settings.guidance > 1
-        texts = [text.float() for text in ([*captions, *[empty] * count] if guided else captions)]
+        texts = [*captions, *[empty] * count] if guided else captions
         inputs = [*x, *x] if guided else list(x)
         batch = pack(inputs, texts, torch.full((len(inputs),), t), config.patch_size).to(device)
         velocity = model(batch, layout_of(batch)).float().view(len(inputs), grid[0] * grid[1], -1)

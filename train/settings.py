@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from shared.settings import Settings
+from train.model.recompute import Recompute
 
 
 class OptimizerSettings(Settings):
@@ -55,8 +56,9 @@ class TrainSettings(Settings):
     """Decay of the averaged weights per step. The average forgets its start sooner in the first steps."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Start from the weights in the model folder, or from scratch."""
-    recompute: bool = False
-    """Recompute every block in the backward pass: a third more work, a fraction of the memory."""
+    recompute: Recompute = "nothing"
+    """What is computed a second time in the backward pass: `everything` is a third more work for a fraction of the
+    memory, `cheap` lies between the two."""
     optimizer: OptimizerSettings = OptimizerSettings()
     samples: SampleSettings = SampleSettings()
     log_every: PositiveInt = 10

@@ -45,9 +45,8 @@ class MicroBatch:
         return MicroBatch(clean, self.noise.pin_memory())
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The batch on a device, in float32 (captions travel as the bfloat16 they are stored in)."""
-        clean = self.clean.to(device)
-        return MicroBatch(replace(clean, text=clean.text.float()), self.noise.to(device, non_blocking=True))
+        """The batch on a device: float32, captions in the bfloat16 they are stored in."""
+        return MicroBatch(self.clean.to(device), self.noise.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,18 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone's name for it
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from train.model import flash4
 from train.model.packing import Segments
+
+Backend = Literal["flash4", "flash2", "sdpa"]
+"""FlashAttention 4 or 2, one kernel for a whole row; or PyTorch's attention, sample by sample."""
 
 _varlen: Callable[..., Any] = varlen_attn
 if "enable_gqa" in inspect.signature(varlen_attn).parameters:
@@ -19,10 +23,12 @@ if "enable_gqa" in inspect.signature(varlen_attn).parameters:
     _varlen = partial(_varlen, enable_gqa=True)
 
 
-def backend(device: torch.device, dtype: torch.dtype) -> str:
-    """What computes attention: "varlen" (one kernel for the whole row) or "sdpa" (sample by sample)."""
-    fused = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    return "varlen" if fused else "sdpa"
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """What computes attention."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
+    return "flash4" if flash4.available() else "flash2"
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
@@ -31,10 +37,15 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
     q is (tokens, heads, head_dim), k and v are (tokens, kv_heads, head_dim) where each key-value head
     serves heads / kv_heads neighbouring query heads. Returns (tokens, heads, head_dim).
     """
-    if backend(q.device, q.dtype) == "sdpa":
-        return _by_sample(q, k, v, segments.lengths)
     offsets, longest = segments.offsets, segments.longest
-    out: Tensor = _varlen(q, k, v, offsets, offsets, longest, longest)
+    chosen = backend(q.device, q.dtype)
+    out: Tensor
+    if chosen == "flash4":
+        out, _ = flash4.flash4(q, k, v, offsets, longest)
+    elif chosen == "flash2":
+        out = _varlen(q, k, v, offsets, offsets, longest, longest)
+    else:
+        out = _by_sample(q, k, v, segments.lengths)
     return out
 
 

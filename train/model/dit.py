@@ -11,20 +11,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone's name for it
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from train.model import recompute
 from train.model.blocks import (
-    Attention,
     Condition,
     ContextBlock,
+    FeedForward,
     ModulatedBlock,
     ModulatedNorm,
     RMSNorm,
     scaled,
 )
 from train.model.config import DiTConfig
-from train.model.packing import Layout, PackedBatch
-from train.model.rope import check_positions, rotation
+from train.model.packing import Layout, PackedBatch, Segments
+from train.model.recompute import Recompute
+from train.model.rope import Rotation, check_positions, rotation
 
 SINUSOIDS = 256
 """Width of the sinusoidal time features."""
@@ -82,7 +83,7 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """(tokens, hidden) -> (tokens, out_dim)."""
-        scale = condition.membership @ self.linear_1(condition.time)
+        scale = condition.spread(self.linear_1(condition.time))
         normed = F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS)
         out: Tensor = self.linear_2(scaled(normed, scale))
         return out
@@ -94,8 +95,9 @@ class Lumina2DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = False
-        """Recompute every block in the backward pass: a third more work for a fraction of the memory."""
+        self.recompute: Recompute = "nothing"
+        """To be set before `compile_blocks`."""
+        self._compiled = False
         refiners = range(config.num_refiner_layers)
         self.x_embedder = nn.Linear(config.patch_dim, config.hidden_size)
         self.time_caption_embed = TimeCaptionEmbedder(config)
@@ -107,27 +109,28 @@ class Lumina2DiT(nn.Module):
     def forward(self, batch: PackedBatch, layout: Layout) -> Tensor:
         """Velocities (image tokens, patch * patch * out_channels), in the order of `batch.patches`.
 
-        `layout` is `layout_of(batch)`. A batch beyond the model's positions is a ValueError.
+        Computed in the dtype of the weights. `layout` is `layout_of(batch)`. A batch beyond the model's positions is a
+        ValueError.
         """
         check_positions(batch.text_lengths, batch.grids, self.config.axes_lens)
         embed = self.time_caption_embed
         time = F.silu(embed.timestep_embedder(batch.timesteps))
         membership = layout.sample[:, None] == torch.arange(len(time), device=time.device)
-        condition = Condition(time, membership.to(time.dtype))
+        condition = Condition(time, layout.sample, membership.to(time.dtype))
         cosine, sine = rotation(layout.positions, self.config.axes_dim_rope)
 
-        text = embed.caption_embedder(batch.text)
+        text = embed.caption_embedder(batch.text.to(self.dtype))
         by = cosine[layout.text_rows], sine[layout.text_rows]
         for block in self.context_refiner:
             text = self._run(block, text, layout.text, by)
 
-        image = self.x_embedder(batch.patches)
+        image = self.x_embedder(batch.patches.to(self.dtype))
         by = cosine[layout.image_rows], sine[layout.image_rows]
         image_condition = condition.of(layout.image_rows)
         for block in self.noise_refiner:
             image = self._run(block, image, layout.image, by, image_condition)
 
-        joint = text.new_empty(len(layout.sample), self.config.hidden_size)
+        joint = text.new_zeros(len(layout.sample), self.config.hidden_size)
         joint = joint.index_copy(0, layout.text_rows, text).index_copy(0, layout.image_rows, image)
         by = cosine, sine
         for block in self.layers:
@@ -135,12 +138,22 @@ class Lumina2DiT(nn.Module):
         out: Tensor = self.norm_out(joint.index_select(0, layout.image_rows), image_condition)
         return out
 
-    def _run(self, block: Callable[..., Tensor], *arguments: object) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(*arguments)
-        # No random numbers are drawn inside a block, so there is no generator state to keep.
-        out: Tensor = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return out
+    def compile_blocks(self, compiler: str = "inductor") -> None:
+        """Compile the blocks, each kind once, for any number of tokens and samples. Names and weights stay."""
+        recompute.tell_compiler(self.recompute)
+        for block in (*self.context_refiner, *self.noise_refiner, *self.layers):
+            block.compile(fullgraph=True, backend=compiler)
+        self._compiled = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of what goes in."""
+        return self.x_embedder.weight.dtype
+
+    def _run(self, block: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        if self._compiled:
+            _mark_dynamic(*arguments)
+        return recompute.run(block, self.recompute, *arguments)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -155,12 +168,20 @@ class Lumina2DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Queries, keys and values are one matrix there: Xavier's bound comes from its full height.
-        bound = math.sqrt(6 / (2 * self.config.hidden_size + 2 * self.config.kv_dim))
-        for attention in (module for module in self.modules() if isinstance(module, Attention)):
-            for projection in (attention.to_q, attention.to_k, attention.to_v):
-                nn.init.uniform_(projection.weight, -bound, bound)
+        # Gate and value are two matrices there: Xavier's bound comes from the height of one.
+        bound = math.sqrt(6 / (self.config.hidden_size + self.config.ffn_dim))
+        for module in self.modules():
+            if isinstance(module, FeedForward):
+                nn.init.uniform_(module.linear_13.weight, -bound, bound)
         modulations = [module.linear for module in self.modules() if isinstance(module, ModulatedNorm)]
         for linear in (*modulations, self.norm_out.linear_1, self.norm_out.linear_2):
             nn.init.zeros_(linear.weight)
         self.time_caption_embed.init_weights()
+
+
+def _mark_dynamic(x: Tensor, segments: Segments, by: Rotation, condition: Condition | None = None) -> None:
+    """Say that the numbers of tokens and samples change from batch to batch."""
+    for tensor in (x, segments.offsets, *by, *(condition or ())):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    if condition is not None:
+        torch._dynamo.maybe_mark_dynamic(condition.membership, 1)

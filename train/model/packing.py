@@ -1,7 +1,8 @@
 """The packed batch: any mix of resolutions and caption lengths as rows of tokens, without padding.
 
 Three packed sequences occur in the model. `text` and `image` hold every sample's tokens one sample after the
-other; `joint` holds sample 0's text, then its image, then sample 1's text, and so on.
+other; `joint` holds sample 0's text, then its image, then sample 1's text, and so on. At its end stand up to 15 rows
+of nothing, which see only each other: float8 products want a multiple of 16.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+MULTIPLE = 16
+"""Of which the number of rows of the joint sequence is one."""
 
 Grid = tuple[int, int]
 """Rows and columns of an image, in tokens."""
@@ -71,7 +75,7 @@ class Segments:
     offsets: Tensor
     """(samples + 1,) int32: sample i is rows offsets[i] to offsets[i + 1]."""
     lengths: tuple[int, ...]
-    """The same on the host, as rows per sample."""
+    """The same on the host, as rows per sample; the rows of nothing are a sample of their own."""
     longest: int
     """The largest of `lengths`."""
 
@@ -84,9 +88,9 @@ class Layout:
     image: Segments
     joint: Segments
     positions: Tensor
-    """(joint tokens, 3) int32: a text token i has (i, 0, 0), an image token (text length, row, column)."""
+    """(joint rows, 3) int32: a text token i has (i, 0, 0), an image token (text length, row, column)."""
     sample: Tensor
-    """(joint tokens,) int64: the sample each token belongs to."""
+    """(joint rows,) int64: the sample each token belongs to; rows of nothing go by the last one."""
     image_sample: Tensor
     """(image tokens,) int64: the same for the image tokens alone."""
     text_rows: Tensor
@@ -107,6 +111,7 @@ def layout_of(batch: PackedBatch) -> Layout:
     row, column = np.divmod(np.where(is_text, 0, place - text[sample]), columns[sample])
     positions = np.stack([np.minimum(place, text[sample]), row, column], axis=1)
     image_rows = np.flatnonzero(~is_text)
+    nothing = -len(sample) % MULTIPLE
 
     def there(values: NDArray[np.integer[Any]]) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -118,9 +123,9 @@ def layout_of(batch: PackedBatch) -> Layout:
     return Layout(
         text=segments(text),
         image=segments(image),
-        joint=segments(joint),
-        positions=there(positions.astype(np.int32)),
-        sample=there(sample),
+        joint=segments(np.append(joint, nothing) if nothing else joint),
+        positions=there(np.pad(positions, ((0, nothing), (0, 0))).astype(np.int32)),
+        sample=there(np.pad(sample, (0, nothing), mode="edge")),
         image_sample=there(sample[image_rows]),
         text_rows=there(np.flatnonzero(is_text)),
         image_rows=there(image_rows),

@@ -14,7 +14,8 @@ from train.model.packing import Grid
 THETA = 10_000.0
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of each token's angles, (tokens, 1, head_dim / 2) float32 each: the 1 is for the heads."""
+"""Cosine of each token's angles, (tokens, 1, head_dim / 2, 1), and its sine, (tokens, 1, head_dim / 2, 2), once
+negative and once positive; float32. The 1 in the second place is for the heads."""
 
 
 def check_positions(text_lengths: Sequence[int], grids: Sequence[Grid], axes_lens: tuple[int, int, int]) -> None:
@@ -46,13 +47,14 @@ def rotation(positions: Tensor, axes_dim: Sequence[int]) -> Rotation:
     for axis, width in enumerate(axes_dim):
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
         angles.append(positions[:, axis, None] * THETA**-exponents)
-    angle = torch.cat(angles, dim=1)[:, None]
-    return angle.cos().float(), angle.sin().float()
+    angle = torch.cat(angles, dim=1)[:, None, :, None]
+    sine = angle.sin().float()
+    return angle.cos().float(), torch.cat((-sine, sine), dim=3)
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn queries or keys (tokens, heads, head_dim), in float32; the result has x's dtype."""
     cosine, sine = by
-    real, imaginary = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    turned = torch.stack((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1)
+    numbers = x.float().unflatten(-1, (-1, 2))
+    turned: Tensor = numbers * cosine + numbers.flip(-1) * sine
     return turned.flatten(-2).to(x.dtype)

@@ -1,12 +1,12 @@
 """Weights on disk: diffusers' folders, and the names of the original checkpoints, which ComfyUI reads.
 
-Only safetensors. The two namings hold the same numbers in the same order, except that the original has one matrix
-for queries, keys and values.
+Only safetensors. All namings hold the same numbers in the same order, but for the matrices that are one: queries,
+keys and values in the original, and in the model besides the gate and the value of the feed-forward.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ State = Mapping[str, Tensor]
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder in the diffusers layout, in one file or in shards with an index."""
+    """The tensors of a folder in the diffusers layout, under diffusers' names; one file, or shards with an index."""
     if not (folder / INDEX_FILE).exists():
         return load_file(folder / WEIGHTS_FILE)
     shards: Mapping[str, str] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
@@ -40,15 +40,16 @@ def load_transformer(folder: Path) -> Lumina2DiT:
     model = _skeleton(DiTConfig.from_folder(folder))
     state = load_state(folder)
     _check(state, model, folder)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(from_diffusers(state), assign=True)
     return model
 
 
 def save_transformer(state: State, config: DiTConfig, folder: Path) -> None:
-    """Write a folder that diffusers' `Lumina2Transformer2DModel.from_pretrained` reads.
+    """Write a folder that diffusers' `Lumina2Transformer2DModel.from_pretrained` reads, from the model's own state.
 
     A ValueError says where `state` is not that of a model of `config`.
     """
+    state = to_diffusers(state)
     _check(state, _skeleton(config), folder)
     with atomic_file(folder / WEIGHTS_FILE) as temporary:
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
@@ -63,8 +64,8 @@ def _skeleton(config: DiTConfig) -> Lumina2DiT:
 
 
 def _check(state: State, model: Lumina2DiT, folder: Path) -> None:
-    """Raise ValueError where `state` has other names or shapes than the model."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """Raise ValueError where `state`, of diffusers' names, has others, or other shapes, than the model."""
+    expected = {name: tuple(tensor.shape) for name, tensor in to_diffusers(model.state_dict()).items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     problems = {
         "missing": expected.keys() - found.keys(),
@@ -104,16 +105,28 @@ _IN_CONTEXT = {**_IN_ANY_BLOCK, "norm1": "attention_norm1"}
 
 _NAME = re.compile(r"((?:context_refiner|noise_refiner|layers)\.\d+\.|)(.+)(\.weight|\.bias)")
 """Block or nothing, module, parameter."""
-_PROJECTIONS = ("to_q", "to_k", "to_v")
-_PROJECTION = re.compile(r"\.to_[qkv]\.weight$")
+_PROJECTIONS = ("attn.to_q", "attn.to_k", "attn.to_v")
+_MERGED = {"attn.to_qkv": _PROJECTIONS, "feed_forward.linear_13": ("feed_forward.linear_1", "feed_forward.linear_3")}
+"""Matrices of the model, and of which of diffusers' they consist."""
+_MERGED_IN_ORIGINAL = {"attn.qkv": _PROJECTIONS}
 _COMFY_PREFIX = "model.diffusion_model."
 _UNUSED = "norm_final.weight"
 """In original checkpoints, but in no computation; ComfyUI misses it when it is not there."""
 
 
+def to_diffusers(state: State) -> dict[str, Tensor]:
+    """diffusers' names from the model's own; what was merged is views."""
+    return _split(state, _MERGED)
+
+
+def from_diffusers(state: State) -> dict[str, Tensor]:
+    """The model's own names from diffusers'. Undoes `to_diffusers`."""
+    return _merged(state, _MERGED)
+
+
 def to_original(state: State) -> dict[str, Tensor]:
     """Original names from diffusers'. A ValueError lists what is no parameter of a Lumina-Image-2.0."""
-    original = _renamed(_fused(state), lambda table: table)
+    original = _renamed(_merged(state, _MERGED_IN_ORIGINAL), lambda table: table)
     if (like := original.get("x_embedder.bias")) is None:
         raise ValueError("missing parameters: x_embedder.bias")
     return original | {_UNUSED: torch.ones_like(like)}
@@ -123,7 +136,8 @@ def from_original(state: State) -> dict[str, Tensor]:
     """diffusers' names from the original ones, with or without ComfyUI's prefix. Undoes `to_original`."""
     plain = {name.removeprefix(_COMFY_PREFIX): tensor for name, tensor in state.items()}
     plain.pop(_UNUSED, None)
-    return _split(_renamed(plain, lambda table: {theirs: ours for ours, theirs in table.items()}))
+    renamed = _renamed(plain, lambda table: {theirs: ours for ours, theirs in table.items()})
+    return _split(renamed, _MERGED_IN_ORIGINAL)
 
 
 def _renamed(state: State, direction: Callable[[Mapping[str, str]], Mapping[str, str]]) -> dict[str, Tensor]:
@@ -141,26 +155,31 @@ def _renamed(state: State, direction: Callable[[Mapping[str, str]], Mapping[str,
     return renamed
 
 
-def _fused(state: State) -> dict[str, Tensor]:
-    """Queries, keys and values of each block as one matrix, (hidden + 2 kv_dim, hidden)."""
-    fused = {name: tensor for name, tensor in state.items() if not _PROJECTION.search(name)}
-    for attention in sorted({_PROJECTION.sub("", name) for name in state.keys() - fused.keys()}):
-        names = [f"{attention}.{part}.weight" for part in _PROJECTIONS]
-        if missing := sorted(set(names) - state.keys()):
-            raise ValueError(f"missing parameters: {', '.join(missing)}")
-        fused[f"{attention}.qkv.weight"] = torch.cat([state[name] for name in names])
-    return fused
+def _merged(state: State, merged: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """The state with several matrices as one, one below the other."""
+    result = dict(state)
+    for whole, parts in merged.items():
+        suffixes = [f".{part}.weight" for part in parts]
+        blocks = {name.removesuffix(suffix) for name in state for suffix in suffixes if name.endswith(suffix)}
+        for block in sorted(blocks):
+            names = [block + suffix for suffix in suffixes]
+            if missing := [name for name in names if name not in state]:
+                raise ValueError(f"missing parameters: {', '.join(missing)}")
+            result[f"{block}.{whole}.weight"] = torch.cat([result.pop(name) for name in names])
+    return result
 
 
-def _split(state: State) -> dict[str, Tensor]:
-    """The inverse of `_fused`: there are as many queries as the matrix has columns."""
-    split = {}
-    for name, tensor in state.items():
-        if ".qkv." not in name:
-            split[name] = tensor
-            continue
-        queries = tensor.shape[1]
-        keys = (len(tensor) - queries) // 2
-        for part, rows in zip(_PROJECTIONS, torch.split(tensor, [queries, keys, keys]), strict=True):
-            split[name.replace("qkv", part)] = rows
-    return split
+def _split(state: State, merged: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """The inverse of `_merged`."""
+    result = dict(state)
+    for whole, parts in merged.items():
+        suffix = f".{whole}.weight"
+        for name in [name for name in state if name.endswith(suffix)]:
+            tensor = result.pop(name)
+            # There are as many queries as the matrix has columns; gate and value are equally high.
+            first = tensor.shape[1] if len(parts) == 3 else len(tensor) // 2
+            others = (len(tensor) - first) // (len(parts) - 1)
+            rows = tensor.split([first, *[others] * (len(parts) - 1)])
+            block = name.removesuffix(suffix)
+            result |= {f"{block}.{part}.weight": piece for part, piece in zip(parts, rows, strict=True)}
+    return result

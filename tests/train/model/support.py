@@ -10,6 +10,7 @@ import torch
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.packing import PackedBatch, pack
+from train.model.weights import to_diffusers
 
 CONFIG = DiTConfig(
     cap_feat_dim=20,
@@ -22,6 +23,15 @@ CONFIG = DiTConfig(
     multiple_of=16,
     axes_dim_rope=(4, 4, 4),
     axes_lens=(40, 16, 24),
+)
+
+GPU_CONFIG = DiTConfig(
+    cap_feat_dim=64,
+    hidden_size=384,
+    num_layers=2,
+    num_refiner_layers=1,
+    num_attention_heads=4,
+    num_kv_heads=2,
 )
 
 Sample = tuple[int, tuple[int, int]]
@@ -44,7 +54,7 @@ def diffusers_model(model: Lumina2DiT) -> Any:
     """diffusers' model with the same weights."""
     diffusers = pytest.importorskip("diffusers")
     reference = diffusers.Lumina2Transformer2DModel(**asdict(model.config))
-    reference.load_state_dict(model.state_dict())
+    reference.load_state_dict(to_diffusers(model.state_dict()))
     return reference
 
 

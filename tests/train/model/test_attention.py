@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.train.model.support import relative
+from train.model import attention, flash4
 from train.model.attention import backend, packed_attention
 from train.model.packing import Segments
 
@@ -56,12 +57,16 @@ def test_equals_the_definition_with_its_gradients(lengths: list[int]) -> None:
 def test_the_fused_kernel_is_for_half_precision_on_a_gpu() -> None:
     assert backend(torch.device("cpu"), torch.bfloat16) == "sdpa"
     assert backend(torch.device("cuda"), torch.float32) == "sdpa"
-    assert backend(torch.device("cuda"), torch.bfloat16) == "varlen"
+    assert backend(torch.device("cuda"), torch.bfloat16) in ("flash2", "flash4")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_fused_kernel_equals_the_definition() -> None:
+@pytest.mark.parametrize("kernel", ["flash2", "flash4"])
+def test_a_fused_kernel_equals_the_definition(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel == "flash4" and not flash4.available():
+        pytest.skip("needs flash-attn-4 and a Hopper GPU")
+    monkeypatch.setattr(attention, "backend", lambda *_: kernel)
     lengths = [70, 1, 300, 129]
     exact = random_heads(lengths, "cuda")
     half = [x.detach().bfloat16().requires_grad_() for x in exact]

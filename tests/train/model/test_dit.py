@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from tests.train.model.support import (
     CONFIG,
+    GPU_CONFIG,
     MIXED,
     Sample,
     batch_of,
@@ -21,6 +23,8 @@ from train.model.blocks import ModulatedNorm
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT, time_features
 from train.model.packing import PackedBatch, layout_of, unpatchify
+from train.model.recompute import Recompute
+from train.model.weights import to_diffusers
 
 SAMPLES = st.lists(
     st.tuples(st.integers(1, 12), st.tuples(st.integers(1, 5), st.integers(1, 5))), min_size=1, max_size=4
@@ -66,10 +70,9 @@ def test_one_mixed_batch_equals_diffusers_sample_by_sample() -> None:
     for picture_grad, expected_grad in zip(pictures(batch.patches.grad, batch), latent_grads, strict=True):
         assert expected_grad is not None
         assert relative(picture_grad, expected_grad) < 1e-5
-    expected_grads = {name: parameter.grad for name, parameter in reference.named_parameters()}
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        assert relative(parameter.grad, expected_grads[name]) < 2e-5, name
+    found_grads = to_diffusers({name: parameter.grad for name, parameter in model.named_parameters()})  # type: ignore[misc]
+    for name, parameter in reference.named_parameters():
+        assert relative(found_grads[name], parameter.grad) < 2e-5, name
 
 
 def test_equals_diffusers_with_padded_captions() -> None:
@@ -96,27 +99,27 @@ def test_a_sample_does_not_depend_on_what_it_is_packed_with(samples: list[Sample
             assert relative(found[place], pictures(run(model, alone), alone)[0]) < 1e-5
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+def test_recomputing_changes_no_gradient() -> None:
     batch = batch_of(MIXED[:2])
     gradients = []
-    for checkpointing in (False, True):
+    for recompute in get_args(Recompute):
         model = random_model()
-        model.checkpointing = checkpointing
+        model.recompute = recompute
         run(model, batch).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    for kept, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(kept, recomputed)
+    for kept, *recomputed in zip(*gradients, strict=True):
+        assert all(torch.equal(kept, other) for other in recomputed)
 
 
-def test_checkpointing_keeps_less() -> None:
-    def kept(checkpointing: bool) -> int:
+def test_recomputing_everything_keeps_less() -> None:
+    def kept(recompute: Recompute) -> int:
         model, sizes = random_model(), []
-        model.checkpointing = checkpointing
+        model.recompute = recompute
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):  # type: ignore[func-returns-value]
             run(model, batch_of(MIXED))
         return sum(sizes)
 
-    assert kept(True) < kept(False) / 3
+    assert kept("everything") < kept("nothing") / 3
 
 
 def test_time_features_resolve_what_bfloat16_does_not() -> None:
@@ -136,9 +139,13 @@ def test_initial_model_predicts_zero_and_starts_as_the_official_one() -> None:
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert not run(model, batch_of(MIXED)).any()
     assert not any(m.linear.weight.any() for m in model.modules() if isinstance(m, ModulatedNorm))
-    bound = math.sqrt(6 / (CONFIG.hidden_size + CONFIG.hidden_size + 2 * CONFIG.kv_dim))
-    for projection in (model.layers[0].attn.to_q, model.layers[0].attn.to_k):  # type: ignore[union-attr]
-        assert 0.95 * bound < projection.weight.abs().max() <= bound
+    state = to_diffusers(model.state_dict())
+    for rows, names in ((2 * CONFIG.hidden_size, ("to_q", "to_k", "to_v")), (CONFIG.ffn_dim, ("linear_1", "linear_3"))):
+        extra = 2 * CONFIG.kv_dim if "to_q" in names else CONFIG.hidden_size
+        bound = math.sqrt(6 / (rows + extra))
+        for name in names:
+            weight = state[f"layers.0.{'attn' if 'to_q' in names else 'feed_forward'}.{name}.weight"]
+            assert 0.95 * bound < weight.abs().max() <= bound
 
 
 def test_parameters_of_the_released_model() -> None:
@@ -164,16 +171,6 @@ def test_bfloat16_autocast_keeps_one_dtype_along_the_residual() -> None:
     assert relative(found, expected) < 0.05
     found.float().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-GPU_CONFIG = DiTConfig(
-    cap_feat_dim=64,
-    hidden_size=384,
-    num_layers=2,
-    num_refiner_layers=1,
-    num_attention_heads=4,
-    num_kv_heads=2,
-)
 
 
 @pytest.mark.gpu

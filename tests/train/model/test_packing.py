@@ -36,15 +36,16 @@ def test_layout_of_two_samples() -> None:
     layout = layout_of(batch_of([(2, (1, 2)), (1, (2, 1))]))
     assert layout.text.offsets.tolist() == [0, 2, 3]
     assert layout.image.offsets.tolist() == [0, 2, 4]
-    assert layout.joint.offsets.tolist() == [0, 4, 7]
+    assert layout.joint.offsets.tolist() == [0, 4, 7, 16]
     assert layout.joint.offsets.dtype == torch.int32
-    assert layout.joint.lengths == (4, 3)
-    assert layout.joint.longest == 4
+    assert layout.joint.lengths == (4, 3, 9)
+    assert layout.joint.longest == 9
     assert layout.positions.tolist() == [
         *([0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 0, 1]),
         *([0, 0, 0], [1, 0, 0], [1, 1, 0]),
+        *([[0, 0, 0]] * 9),
     ]
-    assert layout.sample.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert layout.sample.tolist() == [0] * 4 + [1] * 3 + [1] * 9
     assert layout.image_sample.tolist() == [0, 0, 1, 1]
     assert layout.text_rows.tolist() == [0, 1, 4]
     assert layout.image_rows.tolist() == [2, 3, 5, 6]

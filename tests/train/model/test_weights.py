@@ -10,10 +10,12 @@ from tests.train.model.support import CONFIG, random_model
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.weights import (
+    from_diffusers,
     from_original,
     load_state,
     load_transformer,
     save_transformer,
+    to_diffusers,
     to_original,
 )
 
@@ -28,7 +30,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def test_names_and_shapes_are_diffusers() -> None:
     diffusers = pytest.importorskip("diffusers")
     with torch.device("meta"):
-        ours = Lumina2DiT(DiTConfig(cap_feat_dim=2304)).state_dict()
+        ours = to_diffusers(Lumina2DiT(DiTConfig(cap_feat_dim=2304)).state_dict())
         theirs = diffusers.Lumina2Transformer2DModel(cap_feat_dim=2304).state_dict()
     assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in theirs.items()}
 
@@ -53,7 +55,7 @@ def test_a_file_can_be_replaced_by_the_model_loaded_from_it(tmp_path: Path) -> N
     loaded = load_transformer(tmp_path)
     save_transformer(loaded.state_dict(), CONFIG, tmp_path)
     assert same(loaded.state_dict(), model.state_dict())
-    assert same(load_state(tmp_path), model.state_dict())
+    assert same(load_state(tmp_path), to_diffusers(model.state_dict()))
 
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
@@ -65,14 +67,22 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
     ):
         save_transformer(state, CONFIG, tmp_path)
     assert not any(tmp_path.iterdir())
-    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: x.clone() for name, x in to_diffusers(state).items()}, tmp_path / "diffusion_pytorch_model.safetensors"
+    )
     (tmp_path / "config.json").write_text(CONFIG.to_json())
     with pytest.raises(ValueError, match=r"missing: norm_out.linear_1.bias; unexpected: stray.weight"):
         load_transformer(tmp_path)
 
 
-def test_round_trip_through_original_names() -> None:
+def test_own_names_are_the_same_numbers() -> None:
     state = random_model().state_dict()
+    assert same(from_diffusers(to_diffusers(state)), state)
+    assert sum(x.numel() for x in to_diffusers(state).values()) == sum(x.numel() for x in state.values())
+
+
+def test_round_trip_through_original_names() -> None:
+    state = to_diffusers(random_model().state_dict())
     original = to_original(state)
     assert same(from_original(original), state)
     assert same(from_original({f"model.diffusion_model.{name}": x for name, x in original.items()}), state)
@@ -80,7 +90,7 @@ def test_round_trip_through_original_names() -> None:
 
 def test_original_names() -> None:
     """Those of the released checkpoint, as diffusers' converter and ComfyUI's `lumina/model.py` spell them."""
-    original = to_original(random_model().state_dict())
+    original = to_original(to_diffusers(random_model().state_dict()))
     block = {
         *(
             "attention.qkv.weight",
@@ -113,7 +123,7 @@ def test_from_original_agrees_with_diffusers_converter() -> None:
     convert = pytest.importorskip("diffusers.loaders.single_file_utils").convert_lumina2_to_diffusers
     # diffusers' converter knows the released width only.
     config = DiTConfig(cap_feat_dim=8, num_layers=1, num_refiner_layers=1, multiple_of=64, ffn_dim_multiplier=0.01)
-    state = random_model(config).bfloat16().state_dict()
+    state = to_diffusers(random_model(config).bfloat16().state_dict())
     assert same(from_original(to_original(state)), convert(to_original(state)))
 
 
@@ -126,14 +136,14 @@ def test_from_original_agrees_with_diffusers_converter() -> None:
     ],
 )
 def test_foreign_names_are_refused(old: str, new: str) -> None:
-    state = random_model().state_dict()
+    state = to_diffusers(random_model().state_dict())
     state[new] = state.pop(old)
     with pytest.raises(ValueError, match=new):
         to_original(state)
 
 
 def test_a_projection_alone_cannot_be_converted() -> None:
-    state = random_model().state_dict()
+    state = to_diffusers(random_model().state_dict())
     del state["layers.1.attn.to_k.weight"]
     with pytest.raises(ValueError, match=r"missing.*layers\.1\.attn\.to_k\.weight"):
         to_original(state)

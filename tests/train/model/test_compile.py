@@ -1,0 +1,93 @@
+"""Compiled blocks: the same numbers, and few graphs, whatever the mix of sizes."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from tests.train.model.support import GPU_CONFIG, MIXED, Sample, batch_of, random_model, relative
+from train.model import attention
+from train.model.dit import Lumina2DiT
+from train.model.packing import layout_of
+
+MIXES: list[list[Sample]] = [
+    list(MIXED),
+    [(5, (3, 4)), (9, (8, 8))],
+    [(5, (3, 4))] * 3,
+    [(12, (5, 4)), (9, (8, 2)), (3, (3, 3)), (4, (1, 2))],
+    [(9, (6, 6))],
+]
+
+
+@torch.library.custom_op("illustrious_tests::by_sample", mutates_args=())
+def by_sample(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
+    """Stands for a kernel that is given offsets, as those on a GPU are."""
+    lengths = offsets.diff()
+    assert longest == int(lengths.max())
+    return attention._by_sample(q, k, v, tuple(lengths.tolist()))
+
+
+@by_sample.register_fake
+def _(q: Tensor, _k: Tensor, _v: Tensor, _offsets: Tensor, _longest: int) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@pytest.fixture
+def _a_kernel_of_offsets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(attention, "backend", torch.compiler.assume_constant_result(lambda *_: "flash2"))
+    monkeypatch.setattr(
+        attention, "_varlen", lambda q, k, v, offsets, _, longest, __: by_sample(q, k, v, offsets, longest)
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_a_kernel_of_offsets")
+def test_two_graphs_for_each_kind_of_block_serve_any_mix() -> None:
+    model = random_model()
+    with torch.no_grad():
+        expected = [model(batch, layout_of(batch)) for batch in map(batch_of, MIXES)]
+        model.compile_blocks("aot_eager")
+        for samples, plain in zip(MIXES, expected, strict=True):
+            batch = batch_of(samples)
+            assert relative(model(batch, layout_of(batch)), plain) < 1e-6
+            # One more when the longest sample changes for the first time, one for a sample that is alone.
+            kinds = counters["stats"]["unique_graphs"]
+            assert kinds <= (4 if len(samples) > 1 else 5)
+
+
+def gradients(model: Lumina2DiT, samples: list[Sample], dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    batch = batch_of(samples, GPU_CONFIG).to("cuda", dtype)
+    prediction = model(batch, layout_of(batch))
+    prediction.float().square().mean().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return prediction.detach(), found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recompute", ["nothing", "cheap", "everything"])
+def test_on_a_gpu_compiled_bfloat16_follows_float32(recompute: str) -> None:
+    mixes: list[list[Sample]] = [
+        [(40, (16, 24)), (7, (4, 4)), (200, (32, 20))],
+        [(40, (20, 20))] * 5,
+        [(11, (9, 30)), (64, (31, 8))],
+    ]
+    model = random_model(GPU_CONFIG).cuda()
+    expected = [gradients(model, samples, torch.float32) for samples in mixes]
+    torch._dynamo.reset()
+    counters.clear()
+    model.bfloat16()
+    model.recompute = recompute  # type: ignore[assignment]
+    model.compile_blocks()
+    for samples, (prediction, grads) in zip(mixes, expected, strict=True):
+        found, found_grads = gradients(model, samples, torch.bfloat16)
+        assert relative(found, prediction) < 2e-2
+        for name, grad in found_grads.items():
+            assert relative(grad, grads[name]) < 0.1, name
+    assert counters["stats"]["unique_graphs"] <= 4

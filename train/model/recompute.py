@@ -1,0 +1,28 @@
+"""What is kept of the forward pass for the backward pass, and what is computed a second time."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Recompute = Literal["nothing", "cheap", "everything"]
+"""In each block: nothing that takes time; what takes little for the memory it frees; everything."""
+
+BUDGET = 0.5
+"""Share of the memory that `cheap` keeps of what `nothing` would."""
+
+
+def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> Tensor:
+    """Call a block."""
+    if recompute != "everything" or not torch.is_grad_enabled():
+        return block(*arguments)
+    # No random numbers are drawn inside a block, so there is no generator state to keep.
+    out: Tensor = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
+def tell_compiler(recompute: Recompute) -> None:
+    """Before blocks are compiled: `cheap` is for the compiler to decide, which knows what is cheap."""
+    torch._functorch.config.activation_memory_budget = BUDGET if recompute == "cheap" else 1.0
