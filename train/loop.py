@@ -21,7 +21,7 @@ from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
 from train.peak import peak_flops
-from train.precision import MasterWeights
+from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
 from train.settings import OptimizerSettings, TrainSettings
 
@@ -46,6 +46,8 @@ class Trainer:
         self._optimizer = adamw(self._weights.values(), settings.optimizer)
         self._ema = Ema(self._weights, settings.ema)
         if self._device.type == "cuda":
+            if settings.precision == "float8":
+                to_float8(model)
             model.compile_blocks()
         self._plan = Plan(seed=settings.seed, samples=reader.images, batch=settings.batch)
 

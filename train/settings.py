@@ -56,6 +56,8 @@ class TrainSettings(Settings):
     """Decay of the averaged weights per step. The average forgets its start sooner in the first steps."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Start from the weights in the model folder, or from scratch."""
+    precision: Literal["bfloat16", "float8"] = "bfloat16"
+    """What a GPU computes the large products in; a CPU has float32. The weights that learn are float32 either way."""
     recompute: Recompute = "nothing"
     """What is computed a second time in the backward pass: `everything` is a third more work for a fraction of the
     memory, `cheap` lies between the two."""

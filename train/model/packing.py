@@ -16,6 +16,8 @@ from torch import Tensor
 
 MULTIPLE = 16
 """Of which the number of rows of the joint sequence is one."""
+LONGEST = 1024
+"""Of which `Segments.longest` is one, the same for all three: what is compiled for one value fits most batches."""
 
 Grid = tuple[int, int]
 """Rows and columns of an image, in tokens."""
@@ -77,7 +79,7 @@ class Segments:
     lengths: tuple[int, ...]
     """The same on the host, as rows per sample; the rows of nothing are a sample of their own."""
     longest: int
-    """The largest of `lengths`."""
+    """At least the largest of `lengths`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +114,14 @@ def layout_of(batch: PackedBatch) -> Layout:
     positions = np.stack([np.minimum(place, text[sample]), row, column], axis=1)
     image_rows = np.flatnonzero(~is_text)
     nothing = -len(sample) % MULTIPLE
+    longest = -(-int(joint.max()) // LONGEST) * LONGEST
 
     def there(values: NDArray[np.integer[Any]]) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
 
     def segments(lengths: NDArray[np.integer[Any]]) -> Segments:
         offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
-        return Segments(there(offsets), tuple(lengths.tolist()), int(lengths.max()))
+        return Segments(there(offsets), tuple(lengths.tolist()), longest)
 
     return Layout(
         text=segments(text),

@@ -25,7 +25,7 @@ MIXES: list[list[Sample]] = [
 def by_sample(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """Stands for a kernel that is given offsets, as those on a GPU are."""
     lengths = offsets.diff()
-    assert longest == int(lengths.max())
+    assert longest >= int(lengths.max())
     return attention._by_sample(q, k, v, tuple(lengths.tolist()))
 
 
@@ -47,7 +47,7 @@ def _a_kernel_of_offsets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_a_kernel_of_offsets")
-def test_two_graphs_for_each_kind_of_block_serve_any_mix() -> None:
+def test_one_graph_for_each_kind_of_block_serves_any_mix() -> None:
     model = random_model()
     with torch.no_grad():
         expected = [model(batch, layout_of(batch)) for batch in map(batch_of, MIXES)]
@@ -55,9 +55,8 @@ def test_two_graphs_for_each_kind_of_block_serve_any_mix() -> None:
         for samples, plain in zip(MIXES, expected, strict=True):
             batch = batch_of(samples)
             assert relative(model(batch, layout_of(batch)), plain) < 1e-6
-            # One more when the longest sample changes for the first time, one for a sample that is alone.
-            kinds = counters["stats"]["unique_graphs"]
-            assert kinds <= (4 if len(samples) > 1 else 5)
+            # And one more for a sample that is alone: the compiler makes constants of ones.
+            assert counters["stats"]["unique_graphs"] == (2 if len(samples) > 1 else 3)
 
 
 def gradients(model: Lumina2DiT, samples: list[Sample], dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:

@@ -39,7 +39,7 @@ def test_layout_of_two_samples() -> None:
     assert layout.joint.offsets.tolist() == [0, 4, 7, 16]
     assert layout.joint.offsets.dtype == torch.int32
     assert layout.joint.lengths == (4, 3, 9)
-    assert layout.joint.longest == 9
+    assert layout.joint.longest == layout.text.longest == 1024
     assert layout.positions.tolist() == [
         *([0, 0, 0], [1, 0, 0], [2, 0, 0], [2, 0, 1]),
         *([0, 0, 0], [1, 0, 0], [1, 1, 0]),
