@@ -33,11 +33,12 @@ from curate import aesthetic, embed
 from curate.clip import load_tower
 from curate.ingest import INGEST
 from shared.corpus import Corpus, member
+from shared.device import devices
 from shared.engine import LocalEngine
 from shared.stages import DECISIONS, Job, Stage
 from shared.vision import Decode
 from shared.vision.feeder import Batch, Feeder
-from shared.vision.forward import Forward, devices
+from shared.vision.forward import Forward
 from shared.vision.geometry import Geometry
 from shared.vision.table import Model
 

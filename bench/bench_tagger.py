@@ -26,7 +26,7 @@ from timm.data.transforms_factory import create_transform
 
 from caption import tagger
 from shared.corpus import Corpus
-from shared.vision.forward import devices
+from shared.device import devices
 
 TAGS = 10_861
 GIVEN = 30

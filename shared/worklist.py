@@ -191,8 +191,12 @@ def finish(
     label: str,
     unit: str,
     scale: int = 1,
+    note: Callable[[], str] = str,
 ) -> None:
-    """As `process`, for `work` that takes many shards at once, and yields each when its part is written."""
+    """As `process`, for `work` that takes many shards at once, and yields each when its part is written.
+
+    `note` gives a short text for the line of progress.
+    """
     pending = [shard for shard in shards if not shard.part.exists()]
     if not pending:
         return
@@ -200,7 +204,7 @@ def finish(
     done = total - sum(shard.weight for shard in pending)
     with Meter(label, total, unit, done, scale) as meter:
         for shard in work(pending):
-            meter.advance(shard.weight)
+            meter.advance(shard.weight, note())
     if missing := [shard for shard in pending if not shard.part.exists()]:
         raise UserError(f"{missing[0].part}: was written, but is not to be seen here; do all nodes share this folder?")
 

@@ -99,7 +99,7 @@ class Feeder:
         slots = devices * 2 + ahead
         shapes = (slots, batch, geometry.side, geometry.side, 3), (slots, batch, ROOM if decode == "gpu" else 0)
         size = sum(math.prod(shape) for shape in shapes)
-        _check_space(size)
+        check_space(size)
         self._memory = SharedMemory(create=True, size=size)
         self._pixels, self._room = _arrays(self._memory, shapes)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -138,7 +138,8 @@ class Feeder:
         self._memory.unlink()
 
 
-def _check_space(size: int) -> None:
+def check_space(size: int) -> None:
+    """Raises UserError where there is less shared memory than `size` bytes."""
     if SHARED.is_dir():
         about = os.statvfs(SHARED)
         free = about.f_bavail * about.f_frsize

@@ -119,9 +119,10 @@ def _compute(
     shards: Sequence[Shard],
     fields: Callable[[dict[str, Any]], list[pa.Field]],
 ) -> None:
+    from shared.device import devices
     from shared.vision.encode import encode
     from shared.vision.feeder import Feeder
-    from shared.vision.forward import Forward, devices
+    from shared.vision.forward import Forward
 
     settings, places = job.settings, devices(cpu=model.own_runtime)
     if settings.decode == "gpu" and places[0].type != "cuda":

@@ -1,30 +1,37 @@
 """The two frozen models whose outputs are cached: the autoencoder and the text encoder."""
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from shared.device import Pending, Worker, devices
+from shared.errors import UserError
 from train.cache.hub import weights_hash
 
 logging.disable_progress_bar()  # Its bars for loading and saving files would stand between ours.
 
-# Gemma 2 caps its attention scores, which PyTorch's fused attention cannot: only the plain one is right.
-ATTENTION = "eager"
-PADDED_TOKENS = 4096
-"""Most tokens, padding included, that are encoded together."""
+AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+"""Classes of diffusers, by the name in `vae/config.json`."""
+
+PACK = {"cuda": 16384, "cpu": 512}
+"""Most tokens that are encoded together. On the CPU all pairs of them have a score."""
 
 
 def default_device() -> torch.device:
     """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return devices()[0]
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -33,57 +40,122 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 class ImageEncoder:
-    """An `AutoencoderKL`: pictures to latents."""
+    """An autoencoder of diffusers: pictures to latents. On a GPU it is compiled, once for all shapes."""
 
     def __init__(self, model: Path, device: torch.device) -> None:
-        self._device, self._dtype = device, compute_dtype(device)
-        vae: Any = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=self._dtype)
-        self._vae = vae.to(device).eval()
-        self.factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        """Loads MODEL/vae. Raises UserError for a class of autoencoder or weights that do not fit."""
+        self.worker = Worker(device)
+        self._dtype = compute_dtype(device)
+        name, vae = _autoencoder(model / "vae", self._dtype)
+        config = vae.config
+        self._tiny = name == "AutoencoderTiny"
+        self._vae = vae.to(device).eval().requires_grad_(False)
+        self._function, self._warm = self._plain, True
+        if device.type == "cuda":
+            self._optimise()
+        self.factor: int = 2 ** (len(config.block_out_channels) - 1)
         """Pixels per latent, along a side."""
         self.description: dict[str, Any] = {
-            "encoder": "AutoencoderKL",
+            "encoder": name,
             "weights": weights_hash(model / "vae"),
             "compute": str(self._dtype).removeprefix("torch."),
-            "channels": vae.config.latent_channels,
+            "channels": config.latent_channels,
             "factor": self.factor,
-            "scaling_factor": vae.config.scaling_factor,
-            "shift_factor": vae.config.shift_factor or 0.0,
+            "scaling_factor": config.scaling_factor,
+            "shift_factor": config.shift_factor or 0.0,
         }
 
-    @torch.no_grad()
     def encode(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Posterior means of pictures of one shape, each (height, width, 3) sRGB.
 
         Returns (pictures, channels, height / factor, width / factor) in float32 on the CPU, as the autoencoder
         gives them: neither shifted nor scaled.
         """
-        pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
-        inputs = (pixels.float() / 127.5 - 1).to(self._dtype)
-        means: Tensor = self._vae.encode(inputs).latent_dist.mean
-        return means.float().cpu()
+        return self.launch(self.bring(pictures)).result().float()
+
+    def bring(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Pictures of one shape on the device: (pictures, height, width, 3)."""
+        return self.worker.bring(torch.from_numpy(np.stack(pictures)))
+
+    def launch(self, pixels: Tensor) -> Pending:
+        """Begin to encode what `bring` has brought; the means come in what is computed in."""
+        return self.worker.launch(self._compute, pixels)
+
+    @torch.no_grad()
+    def _compute(self, pixels: Tensor) -> Tensor:
+        if not self._warm:
+            self._warm_up(pixels)
+        return self._function(pixels)
+
+    def _plain(self, pixels: Tensor) -> Tensor:
+        inputs = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(self._dtype)
+        encoded = self._vae.encode(inputs)
+        mean: Tensor = encoded.latents if self._tiny else encoded.latent_dist.mean
+        return mean.contiguous()
+
+    def _optimise(self) -> None:
+        self._vae.to(memory_format=torch.channels_last)
+        for module in self._vae.modules():
+            if isinstance(module, Attention):
+                # PyTorch's fused attention is slow for the single head of 512 that FLUX's autoencoder has.
+                module.set_processor(AttnProcessor())
+        torch._dynamo.config.recompile_limit = 64  # Copies on several GPUs share the code.
+        self._function, self._warm = torch.compile(self._plain, dynamic=True), False
+
+    def _warm_up(self, pixels: Tensor) -> None:
+        """Compile for one picture and for several, of sides that the compiler cannot take for equal."""
+        self._warm = True
+        _, height, width, _ = pixels.shape
+        wide = width + 32 * (height == width)
+        for rows in (2, 1):
+            self._function(pixels.new_zeros(rows, height, wide, 3))
+
+
+def _autoencoder(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
+    """The name of an autoencoder's class, and the autoencoder."""
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    if name not in AUTOENCODERS:
+        raise UserError(f"{folder}: autoencoder {name!r}; this version knows {' and '.join(AUTOENCODERS)}")
+    vae, about = AUTOENCODERS[name].from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    if wrong := [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in about[kind]]:
+        # diffusers would go on with random weights, or without some.
+        raise UserError(f"{folder}: {len(wrong)} weights do not fit diffusers' {name}, such as {wrong[0]}")
+    return name, vae
 
 
 class TextEncoder:
-    """A causal language model: captions to the hidden states before its last layer."""
+    """A causal language model of transformers: captions to the hidden states before its last layer.
+
+    Captions are packed into one row without padding: positions begin anew with each, and attention stays within it.
+    """
 
     def __init__(self, model: Path, prompt_prefix: str, max_tokens: int, device: torch.device) -> None:
-        self._prefix, self._max_tokens, self._device = prompt_prefix, max_tokens, device
+        """Loads MODEL/tokenizer and MODEL/text_encoder. Raises UserError for a model that cannot be cut short."""
+        self._prefix, self._max_tokens = prompt_prefix, max_tokens
+        self.worker = Worker(device)
+        self.pack: int = PACK[device.type]
+        """Most tokens that are encoded together."""
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model / "tokenizer")
         dtype = compute_dtype(device)
-        encoder: Any = AutoModel.from_pretrained(model / "text_encoder", dtype=dtype, attn_implementation=ATTENTION)
-        # hidden_states[-2] is what the second to last layer gives, before the final norm: neither is needed.
-        encoder.layers = encoder.layers[:-1]
-        encoder.config.num_hidden_layers -= 1
-        encoder.norm = nn.Identity()
-        self._encoder = encoder.to(device).eval()
-        self.shared = self._shared_ids()
-        """Token ids that every caption with the prefix begins with."""
+        # Both cap scores as Gemma 2 wants it, which PyTorch's fused attention cannot.
+        attention = "flex_attention" if device.type == "cuda" else "eager"
+        folder = model / "text_encoder"
+        try:
+            encoder: Any = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        except ValueError as error:
+            raise UserError(f"{folder}: {error}") from None
+        _cut_short(encoder, folder)
+        self._encoder = encoder.to(device).eval().requires_grad_(False)
+        self._warm = device.type != "cuda"
+        if not self._warm:
+            torch._dynamo.config.recompile_limit = 64  # Copies on several GPUs share the code.
+            for layer in encoder.layers:
+                layer.compile(dynamic=True)
         self.description: dict[str, Any] = {
             "encoder": type(encoder).__name__,
-            "weights": weights_hash(model / "text_encoder", model / "tokenizer"),
+            "weights": weights_hash(folder, model / "tokenizer"),
             "compute": str(dtype).removeprefix("torch."),
-            "attention": ATTENTION,
+            "attention": attention,
             "hidden_state": -2,
             "dim": encoder.config.hidden_size,
             "prompt_prefix": prompt_prefix,
@@ -92,43 +164,74 @@ class TextEncoder:
 
     def ids(self, caption: str) -> list[int]:
         """Token ids of a caption behind the prefix, cut at the limit. The empty caption stays without prefix."""
-        text = self._prefix + caption if caption else ""
-        ids: list[int] = self._tokenizer(text, truncation=True, max_length=self._max_tokens).input_ids
+        return self._tokens([self._text(caption)])[0]
+
+    def is_cut(self, caption: str, ids: Sequence[int]) -> bool:
+        """Whether these ids of a caption are not all it has."""
+        return len(ids) == self._max_tokens < len(self._tokenizer(self._text(caption)).input_ids)
+
+    def all_ids(self, captions: Sequence[str]) -> list[list[int]]:
+        """`ids` of many captions, in less time."""
+        return self._tokens([self._text(caption) for caption in captions])
+
+    def _text(self, caption: str) -> str:
+        return self._prefix + caption if caption else ""
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts, truncation=True, max_length=self._max_tokens).input_ids
         return ids
 
-    def _shared_ids(self) -> list[int]:
+    @cached_property
+    def shared(self) -> list[int]:
+        """Token ids that every caption with the prefix begins with."""
         # SentencePiece merges a trailing blank with the word that follows: the prefix is shared without it.
         text = self._prefix.rstrip()
         return list(self._tokenizer(text).input_ids) if text else []
 
-    @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Embeddings (tokens, dim) of captions, bfloat16 on the CPU, in their order and without padding.
+        """Embeddings (tokens, dim) of captions, bfloat16 on the CPU, in their order."""
+        found: list[Tensor] = []
+        for pack in packs(self.all_ids(captions), self.pack):
+            found += self.launch(self.bring(pack)).result().split([len(ids) for ids in pack])
+        return found
 
-        The model is causal, so a caption's rows do not depend on the padding to its right.
-        """
-        ids = [self.ids(caption) for caption in captions]
-        result: list[Tensor] = [torch.empty(0)] * len(ids)
-        for batch in _batches([len(row) for row in ids]):
-            longest = max(len(ids[index]) for index in batch)
-            inputs = torch.zeros(len(batch), longest, dtype=torch.long)
-            mask = torch.zeros_like(inputs)
-            for row, index in enumerate(batch):
-                inputs[row, : len(ids[index])] = torch.tensor(ids[index])
-                mask[row, : len(ids[index])] = 1
-            hidden = self._encoder(
-                inputs.to(self._device), attention_mask=mask.to(self._device), use_cache=False
-            ).last_hidden_state
-            for row, index in enumerate(batch):
-                result[index] = hidden[row, : len(ids[index])].to(torch.bfloat16).cpu()
-        return result
+    def bring(self, pack: Sequence[Sequence[int]]) -> Tensor:
+        """The tokens of captions, and their positions, on the device: (2, tokens)."""
+        ids = [token for row in pack for token in row]
+        positions = [position for row in pack for position in range(len(row))]
+        return self.worker.bring(torch.tensor([ids, positions]))
+
+    def launch(self, inputs: Tensor) -> Pending:
+        """Begin to encode what `bring` has brought: (tokens, dim), bfloat16."""
+        return self.worker.launch(self._compute, inputs)
+
+    @torch.no_grad()
+    def _compute(self, inputs: Tensor) -> Tensor:
+        if not self._warm:
+            self._warm = True
+            for tokens in (384, 640):  # The second time the compiler makes no assumption on the length.
+                self._compute(torch.arange(tokens, device=inputs.device).remainder(128).expand(2, -1))
+        ids, positions = inputs[:, None]
+        hidden: Tensor = self._encoder(ids, position_ids=positions, use_cache=False).last_hidden_state
+        return hidden[0].to(torch.bfloat16)
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices grouped by similar length, so that little padding is computed."""
-    batches: list[list[int]] = [[]]
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if (len(batches[-1]) + 1) * lengths[index] > PADDED_TOKENS and batches[-1]:
-            batches.append([])
-        batches[-1].append(index)
-    return [batch for batch in batches if batch]
+def _cut_short(encoder: Any, folder: Path) -> None:
+    """Drop the last layer and the norm: hidden_states[-2] is what the second to last layer gives."""
+    layers = getattr(encoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(encoder, "norm"):
+        raise UserError(
+            f"{folder}: {type(encoder).__name__} does not end in `layers` and `norm`; "
+            "give a causal language model built like Gemma, Llama, Mistral or Qwen"
+        )
+    encoder.layers = layers[:-1]
+    encoder.config.num_hidden_layers -= 1
+    encoder.norm = nn.Identity()
+
+
+def packs(captions: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
+    """Consecutive captions together, about as many tokens in each pack: `most`, or fewer, beside the last caption."""
+    total = sum(map(len, captions))
+    even = total / max(1, -(-total // most))
+    placed = zip(captions, accumulate(map(len, captions), initial=0), strict=False)
+    return [[caption for caption, _ in pack] for _, pack in groupby(placed, key=lambda place: place[1] // even)]

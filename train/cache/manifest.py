@@ -148,6 +148,7 @@ TEXTS = pa.schema(
         *_PLACE,
         pa.field("tokens", pa.int32()),
         pa.field("shared", pa.int32()),
+        pa.field("cut", pa.bool_()),
     ]
 )
 
@@ -166,7 +167,7 @@ def _latent_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Ta
 
 def _text_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
     for part in sorted(layout.text(about).glob("*/part-*.parquet")):
-        columns = _columns(part, ["image_id", "caption_sha", "tokens", "shared"])
+        columns = _columns(part, ["image_id", "caption_sha", "tokens", "shared", "cut"])
         variant = pa.array([part.parent.name] * len(columns))
         yield _placed(columns.append_column("variant", variant), part, layout.root)
 

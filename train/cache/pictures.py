@@ -32,9 +32,13 @@ def prepare(corpus: Corpus, image_id: str, locations: Sequence[str], area: int, 
     Raises Unreadable where no copy of the file can be read (unreadable), where the file is not the one that was
     curated any more (changed), where the picture is too small, and for the reasons of `decode`.
     """
-    image = decode(corpus.read_picture(image_id, locations)).image
+    return scaled(decode(corpus.read_picture(image_id, locations)).image, area, multiple)
+
+
+def scaled(image: Image.Image, area: int, multiple: int) -> Prepared:
+    """Scale a picture; raises Unreadable where it is too small."""
     size = fit(*image.size, area, multiple)
     if size is None:
         raise Unreadable("too_small", f"{image.width} x {image.height} is less than {multiple} px on a side")
-    scaled = image.resize((size.width, size.height), Image.Resampling.LANCZOS, box=size.crop)
-    return Prepared(np.asarray(scaled), size, image.size)
+    pixels = image.resize((size.width, size.height), Image.Resampling.LANCZOS, box=size.crop)
+    return Prepared(np.asarray(pixels), size, image.size)

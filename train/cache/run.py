@@ -1,7 +1,9 @@
 """`cache-latents` from its settings: what is new is encoded, then the manifest is written."""
 
+import os
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from shared.corpus import Corpus
-from shared.engine import LocalEngine
+from shared.device import busy, devices
 from shared.errors import UserError
 from shared.progress import console
-from shared.worklist import WorkList, process
+from shared.worklist import WorkList, finish
 from train.cache import latents, text
-from train.cache.encoders import ImageEncoder, TextEncoder, default_device
+from train.cache.encoders import ImageEncoder, TextEncoder
 from train.cache.hub import weights_hash
 from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
 from train.cache.settings import CacheSettings
@@ -31,41 +34,76 @@ class Summary:
     images: int
     captions: Counter[str]
     """By variant."""
+    cut: int
+    """Captions of which only a beginning is encoded."""
     rejects: Counter[str]
     """Pictures that could not be encoded, by reason."""
     bytes: int
     """Of all tensors in the manifest."""
 
 
-def cache(work: Path, pictures: Corpus, model: Path, settings: CacheSettings) -> Summary:
-    """Encode what the cache of a work directory lacks, and finalise it."""
-    layout, device = CacheLayout(work), default_device()
+def cache(
+    work: Path,
+    pictures: Corpus,
+    model: Path,
+    settings: CacheSettings,
+    on: Sequence[torch.device] | None = None,
+    workers: int | None = None,
+) -> Summary:
+    """Encode what the cache of a work directory lacks, and finalise it.
+
+    It works `on` some devices, by default on all GPUs, with `workers` processes that decode, by default one per core.
+    """
+    on = on or devices()
+    workers = workers or os.cpu_count() or 1
     curated = read_curated(work)
     captions = by_variant(curated)
-    # One worker, this process: the encoders use the whole device.
-    engine = LocalEngine(1)
-
-    image_encoder = ImageEncoder(model, device)
-    about_latents = latents.describe(image_encoder, settings)
-    for about in by_area(about_latents):
-        images = WorkList(layout.latents(about), ("image_id",), settings.shard_rows)
-        images.extend(curated.select(["image_id", "locations"]))
-        writer = latents.LatentShards(pictures, image_encoder, about, settings.batch)
-        process(images.shards(), writer.write, engine, f"latents {about['area']}", "pictures")
-
-    text_encoder = TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device)
-    about_text = text.describe(text_encoder)
-    folder = layout.text(about_text)
-    if not (folder / "shared.parquet").exists():
-        text.write_shared(folder / "shared.parquet", text_encoder, about_text)
-    for variant, items in captions.items():
-        texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
-        texts.extend(items)
-        process(texts.shards(), text.TextShards(text_encoder, about_text).write, engine, variant, "captions")
-
+    about_latents = _latents(work, curated, pictures, [ImageEncoder(model, device) for device in on], settings, workers)
+    about_text = _text(
+        work,
+        captions,
+        [TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device) for device in on],
+        settings,
+    )
     rejects = write_rejects(work, about_latents, curated)
     finalise(work, about_latents, about_text)
     return summary(work, rejects)
+
+
+def _latents(
+    work: Path,
+    curated: pa.Table,
+    pictures: Corpus,
+    encoders: Sequence[ImageEncoder],
+    settings: CacheSettings,
+    workers: int,
+) -> dict[str, Any]:
+    """Encode pictures; returns the description of the latents."""
+    about = latents.describe(encoders[0], settings)
+    descriptions = {CacheLayout(work).latents(one): one for one in by_area(about)}
+    lists = [WorkList(folder, ("image_id",), settings.shard_rows) for folder in descriptions]
+    for images in lists:
+        images.extend(curated.select(["image_id", "locations"]))
+    writer = latents.LatentShards(pictures, encoders, descriptions, settings.batch, workers)
+    shards = [shard for images in lists for shard in images.shards()]
+    finish(shards, writer.write, "latents", "latents", note=lambda: busy(one.worker for one in encoders))
+    return about
+
+
+def _text(
+    work: Path, captions: Mapping[str, pa.Table], encoders: Sequence[TextEncoder], settings: CacheSettings
+) -> dict[str, Any]:
+    """Encode captions; returns the description of the embeddings."""
+    about = text.describe(encoders[0])
+    folder = CacheLayout(work).text(about)
+    if not (folder / "shared.parquet").exists():
+        text.write_shared(folder / "shared.parquet", encoders[0], about)
+    writer = text.TextShards(encoders, about)
+    for variant, items in captions.items():
+        texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
+        texts.extend(items)
+        finish(texts.shards(), writer.write, variant, "captions", note=lambda: busy(one.worker for one in encoders))
+    return about
 
 
 def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
@@ -113,11 +151,12 @@ def summary(work: Path, rejects: pa.Table) -> Summary:
     """Count what the manifest lists."""
     manifest = CacheLayout(work).manifest
     pictures = pq.read_table(manifest / "latents.parquet", columns=["length"])
-    texts = pq.read_table(manifest / "text.parquet", columns=["variant", "length"])
+    texts = pq.read_table(manifest / "text.parquet", columns=["variant", "length", "cut"])
     return Summary(
         identity=read_about(work)["identity"],
         images=read_about(work)["images"],
         captions=Counter(texts["variant"].to_pylist()),
+        cut=pc.sum(texts["cut"]).as_py() or 0,
         rejects=Counter(rejects["reason"].to_pylist()),
         bytes=sum(pc.sum(table["length"]).as_py() or 0 for table in (pictures, texts)),
     )
@@ -132,5 +171,7 @@ def report(result: Summary) -> None:
     )
     for variant, count in sorted(result.captions.items()):
         console.print(f"  {count:,} captions {variant}", soft_wrap=True)
+    if result.cut:
+        console.print(f"  {result.cut:,} captions are cut: they have more tokens than cache.max_tokens", soft_wrap=True)
     for reason, count in result.rejects.most_common():
         console.print(f"  {count:,} could not be encoded: {reason} (see cache/rejects.parquet)", soft_wrap=True)

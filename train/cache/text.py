@@ -1,19 +1,24 @@
 """The caption embeddings of the cache, without padding and without what all captions share."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from torch import Tensor
 
+from shared.device import Pending, tell_waiting
+from shared.streams import Shared, merged, one_ahead
 from shared.tensors import write_shard
 from shared.worklist import Shard
 from train.cache.bfloat16 import to_bytes
-from train.cache.encoders import TextEncoder
+from train.cache.encoders import TextEncoder, packs
 
-FORMAT = 1
+FORMAT = 2
 
 SCHEMA = pa.schema(
     [
@@ -22,9 +27,11 @@ SCHEMA = pa.schema(
         pa.field("embedding", pa.large_binary(), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("shared", pa.int32(), nullable=False),
+        pa.field("cut", pa.bool_(), nullable=False),
     ]
 )
-"""`embedding` is bfloat16, (tokens - shared) x dim: the first `shared` rows are those of the prompt prefix."""
+"""`embedding` is bfloat16, (tokens - shared) x dim: the first `shared` rows are those of the prompt prefix. A caption
+is `cut` where it is longer than the limit."""
 
 SHARED_SCHEMA = pa.schema(
     [
@@ -54,29 +61,84 @@ def write_shared(path: Path, encoder: TextEncoder, description: dict[str, Any]) 
 
 @dataclass(frozen=True)
 class TextShards:
-    """Makes shards of caption embeddings."""
+    """Makes shards of caption embeddings, with one encoder per device; each takes the next shard when it is free."""
 
-    encoder: TextEncoder
+    encoders: Sequence[TextEncoder]
     description: dict[str, Any]
 
-    def write(self, shard: Shard) -> None:
-        """Encode the captions of a shard (image_id, caption_sha, text)."""
-        items = shard.items().to_pylist()
-        embeddings = self.encoder.encode([item["text"] for item in items])
-        write_shard(shard.part, self._rows(items, embeddings), SCHEMA, self.description)
+    def write(self, shards: Sequence[Shard]) -> Iterator[Shard]:
+        """Encode the captions of shards (image_id, caption_sha, text); yields each shard that is written.
 
-    def _rows(self, items: list[dict[str, Any]], embeddings: list[Tensor]) -> Iterator[pa.RecordBatch]:
-        prefix = self.encoder.shared
-        for item, embedding in zip(items, embeddings, strict=True):
-            if not embedding.isfinite().all():
-                raise RuntimeError(f"image {item['image_id']}: the text encoder gave numbers that are not finite")
-            # A tokenizer may merge the prefix's end with a caption's beginning: such a caption is stored whole.
-            shared = len(prefix) if prefix and self.encoder.ids(item["text"])[: len(prefix)] == prefix else 0
-            row = {
-                "image_id": item["image_id"],
-                "caption_sha": item["caption_sha"],
-                "embedding": to_bytes(embedding[shared:]),
-                "tokens": len(embedding),
-                "shared": shared,
-            }
-            yield pa.RecordBatch.from_pylist([row], SCHEMA)
+        Raises RuntimeError for numbers that are not finite.
+        """
+        waiting = Shared(shards)
+        yield from merged([self._encode(waiting, encoder) for encoder in self.encoders])
+        tell_waiting(encoder.worker for encoder in self.encoders)
+
+    def _encode(self, shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Shard]:
+        computed = _computed(one_ahead(_brought(shards, encoder)), encoder)
+        writing: deque[Future[Shard]] = deque()
+        with ThreadPoolExecutor(1) as thread:
+            for shard, packs in groupby(computed, key=lambda pack: pack.shard):
+                rows = [row for pack in packs for row in _rows(pack, encoder)]
+                writing.append(thread.submit(self._finish, shard, rows))
+                if len(writing) > 1:
+                    yield writing.popleft().result()
+            for written in writing:
+                yield written.result()
+
+    def _finish(self, shard: Shard, rows: list[dict[str, Any]]) -> Shard:
+        write_shard(shard.part, (pa.RecordBatch.from_pylist([row], SCHEMA) for row in rows), SCHEMA, self.description)
+        return shard
+
+
+class Pack(NamedTuple):
+    """Captions that are encoded together."""
+
+    shard: Shard
+    items: Sequence[dict[str, Any]]
+    ids: Sequence[Sequence[int]]
+    tensor: Tensor
+    """On the device: before encoding the tokens, behind it their embeddings (tokens, dim) in this machine's memory."""
+
+
+def _brought(shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Pack]:
+    """Packs of captions on the device."""
+    for shard in shards:
+        found = shard.items()
+        items, ids = iter(found.to_pylist()), encoder.all_ids(found["text"].to_pylist())
+        for pack in packs(ids, encoder.pack):
+            yield Pack(shard, list(islice(items, len(pack))), pack, encoder.bring(pack))
+
+
+def _computed(brought: Iterable[Pack], encoder: TextEncoder) -> Iterator[Pack]:
+    """The embeddings of each pack, taken from the device when it works on the next one."""
+    pending: deque[tuple[Pack, Pending]] = deque()
+    for pack in brought:
+        pending.append((pack, encoder.launch(pack.tensor)))
+        if len(pending) > 1:
+            yield _taken(*pending.popleft())
+    for last in pending:
+        yield _taken(*last)
+
+
+def _taken(pack: Pack, pending: Pending) -> Pack:
+    return pack._replace(tensor=pending.result())
+
+
+def _rows(pack: Pack, encoder: TextEncoder) -> Iterator[dict[str, Any]]:
+    prefix = encoder.shared
+    embeddings = pack.tensor.split([len(ids) for ids in pack.ids])
+    for item, ids, embedding in zip(pack.items, pack.ids, embeddings, strict=True):
+        if not embedding.isfinite().all():
+            raise RuntimeError(f"image {item['image_id']}: the text encoder gave numbers that are not finite")
+        # A tokenizer may merge the prefix's end with a caption's beginning: such a caption is stored whole.
+        shared = len(prefix) if prefix and ids[: len(prefix)] == prefix else 0
+        yield {
+            "image_id": item["image_id"],
+            "caption_sha": item["caption_sha"],
+            "embedding": to_bytes(embedding[shared:]),
+            "tokens": len(embedding),
+            "shared": shared,
+            "cut": encoder.is_cut(item["text"], ids),
+        }

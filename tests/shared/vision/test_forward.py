@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from shared.device import devices
 from shared.images import decode
 from shared.vision.feeder import ROOM, Batch, Problem
-from shared.vision.forward import Forward, devices
+from shared.vision.forward import Forward
 from shared.vision.geometry import Geometry
 from shared.vision.nvjpeg import squares
 from tests.shared.test_images import encode
@@ -98,7 +99,7 @@ def test_a_gpu_gives_the_same_and_says_how_long_it_worked():
     forwards = [Forward(model, MEAN, STD, device, "float32") for device in (CPU, devices()[0])]
     plain, found = (computed(forward, batch(9)) for forward in forwards)
     np.testing.assert_allclose(found, plain, atol=2e-3)
-    assert 0 <= forwards[1].waited() <= 1
+    assert 0 <= forwards[1].worker.waited() <= 1
 
 
 def jpeg(seed: int, size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
