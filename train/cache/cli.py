@@ -18,11 +18,14 @@ app = typer.Typer(
     help="Encode curated pictures and captions once, for training.",
 )
 
+MODEL = "Alpha-VLLM/Lumina-Image-2.0"
+
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run`.")]
 Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]
 Source = Annotated[str | None, typer.Option(help="Where the pictures lie, if they were moved since `curate run`.")]
 Set = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example cache.area=512.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example 'cache.areas=[512,1024]'."),
 ]
 
 
@@ -30,20 +33,14 @@ Set = Annotated[
 def cache_latents(
     context: typer.Context,
     work: Work = Path("work"),
-    model: Model = "Alpha-VLLM/Lumina-Image-2.0",
+    model: Model = MODEL,
     source: Source = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Encode what is new, then write the manifest."""
     if context.invoked_subcommand is not None:
         return
-    file = work / "pipeline.yaml"
-    if not file.exists():
-        raise UserError(f"{work}: there is no curated dataset; run `curate run SOURCE --work {work}` first")
-    settings = cast(CacheSettings, load(file, overrides=overrides).sections["cache"])
-    pictures = Corpus(source or pictures_of(work))
-    if not pictures.exists():
-        raise UserError(f"{pictures.root}: the pictures are not there any more; say where they are with --source")
+    settings, pictures = _settings(work, overrides), _pictures(work, source)
     from train.cache.hub import model_folder
     from train.cache.run import cache, report
 
@@ -51,25 +48,92 @@ def cache_latents(
 
 
 @app.command()
-def finalize(work: Work = Path("work")) -> None:
-    """Write the manifest for what is curated now, from the shards that are there."""
-    from train.cache.manifest import finalise, read_about
+def estimate(
+    work: Work = Path("work"),
+    model: Model = MODEL,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    pictures_per_second: Annotated[float, typer.Option(min=0.001, help="Of 1024 x 1024 px, by one GPU.")] = 50.0,
+    captions_per_second: Annotated[float, typer.Option(min=0.001, help="Of 100 tokens, by one GPU.")] = 800.0,
+) -> None:
+    """Say how large the cache becomes and how long a GPU needs for it, before starting."""
+    from train.cache import estimate as estimates
 
-    about = read_about(work)
-    typer.echo(f"identity {finalise(work, about['latents'], about['text'])[:12]}")
+    lines = estimates.estimate(work, model, _settings(work, overrides), pictures_per_second, captions_per_second)
+    estimates.show(lines, pictures_per_second, captions_per_second)
 
 
 @app.command()
-def verify(work: Work = Path("work")) -> None:
-    """Read every tensor of the finished cache; check its CRC and what the manifest says of it."""
+def finalize(
+    work: Work = Path("work"),
+    model: Annotated[str | None, typer.Option(help="The model, where shards of several lie side by side.")] = None,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Write the manifest for what is curated now, from the shards that are there, without encoding."""
+    from train.cache.finalize import finalize as write
+    from train.cache.hub import model_folder
+
+    identity, missing = write(work, _settings(work, overrides), model_folder(model) if model else None)
+    for line in missing:
+        typer.echo(line, err=True)
+    typer.echo(f"identity {identity[:12]}")
+
+
+@app.command()
+def verify(
+    work: Work = Path("work"),
+    reencode: Annotated[int, typer.Option(min=0, help="Encode so many pictures and captions again.")] = 0,
+    model: Model = MODEL,
+    source: Source = None,
+) -> None:
+    """Check every byte of the finished cache and count every row; exit code 1 where something is wrong."""
     from train.cache.verify import verify as check
 
     problems = check(work)
+    if reencode:
+        from train.cache.hub import model_folder
+        from train.cache.reencode import reencoded
+
+        problems += reencoded(work, _pictures(work, source), model_folder(model), reencode)
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:
-        raise UserError(f"{len(problems)} problems in {work}/cache; delete the files named and run `cache-latents`")
+        typer.echo(f"{len(problems)} problems; delete the shards named and run `cache-latents`", err=True)
+        raise typer.Exit(1)
     typer.echo("every tensor is what was written")
+
+
+@app.command()
+def inspect(
+    image: Annotated[str, typer.Argument(help="An image id or the beginning of one, or an index.")],
+    work: Work = Path("work"),
+    model: Model = MODEL,
+    source: Source = None,
+    area: Annotated[int | None, typer.Option(help="Of several areas, which; by default the largest.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the PNG goes; by default ID.png in this folder.")] = None,
+) -> None:
+    """Draw one picture: its source, its decoded latent and its captions."""
+    from train.cache.hub import model_folder
+    from train.cache.inspect import inspect as look
+    from train.cache.inspect import write
+
+    found = look(work, _pictures(work, source), model_folder(model), image, area)
+    path = out or Path(f"{found.image_id[:12]}.png")
+    write(found, path)
+    typer.echo(str(path))
+
+
+def _settings(work: Path, overrides: list[str]) -> CacheSettings:
+    file = work / "pipeline.yaml"
+    if not file.exists():
+        raise UserError(f"{work}: there is no curated dataset; run `curate run SOURCE --work {work}` first")
+    return cast(CacheSettings, load(file, overrides=overrides).sections["cache"])
+
+
+def _pictures(work: Path, source: str | None) -> Corpus:
+    pictures = Corpus(source or pictures_of(work))
+    if not pictures.exists():
+        raise UserError(f"{pictures.root}: the pictures are not there any more; say where they are with --source")
+    return pictures
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -113,6 +114,11 @@ class CacheReader:
     def image_id(self, index: int) -> str:
         """Id of an image."""
         return str(self._latents.table["image_id"][index].as_py())
+
+    def starting_with(self, prefix: str) -> list[int]:
+        """Indices of the images whose ids begin so."""
+        found: list[int] = pc.indices_nonzero(pc.starts_with(self._latents.table["image_id"], prefix)).to_pylist()
+        return found
 
     def variants(self, index: int) -> list[str]:
         """Names of an image's caption variants, in alphabetical order."""

@@ -20,8 +20,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 OPTIONS = {
     "cache-latents": ["--work", "--model", "--source", "--set"],
-    "finalize": ["--work"],
-    "verify": ["--work"],
+    "estimate": ["--work", "--model", "--set", "--pictures-per-second", "--captions-per-second"],
+    "finalize": ["--work", "--model", "--set"],
+    "verify": ["--work", "--reencode", "--model", "--source"],
+    "inspect": ["image", "--work", "--model", "--source", "--area", "--out"],
 }
 
 
@@ -56,6 +58,21 @@ def test_encode_verify_finalize(run: Run, curated: Path, tiny_model: Path):
     assert read_about(curated)["identity"] == identity
 
 
+def test_estimate_and_inspect(run: Run, cached: Path, tiny_model: Path, tmp_path: Path):
+    part = next((cached / "curated").iterdir())
+    rows = pq.read_table(part)
+    for column in ("width", "height"):
+        rows = rows.append_column(column, pa.array([64] * len(rows), pa.int32()))
+    pq.write_table(rows, part)
+    code, output, _ = run("estimate", "--work", cached, "--model", tiny_model)
+    assert (code, "latents 64 px" in output, "captions tags" in output) == (0, True, True)
+    image_id = rows["image_id"][0].as_py()
+    out = tmp_path / "out.png"
+    assert run("inspect", image_id[:16], "--work", cached, "--model", tiny_model, "--out", out)[:2] == (0, f"{out}\n")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert run("verify", "--work", cached, "--model", tiny_model, "--reencode", "2")[0] == 0
+
+
 def test_moved_pictures_and_other_settings(run: Run, curated: Path, tiny_model: Path):
     moved = (curated.parent / "pictures").rename(curated.parent / "moved")
     code, _, error = run("--work", curated, "--model", tiny_model)
@@ -71,16 +88,16 @@ def test_corruption_is_told_and_repaired(run: Run, cached: Path, tiny_model: Pat
     whole = path.read_bytes()
     flip(path, 600)
     code, _, error = run("verify", "--work", cached)
-    assert code == 2
+    assert code == 1
     assert str(path) in error
-    assert "error: 1 problems" in error
+    assert "1 problems" in error
     path.unlink()  # As the message says.
     assert run("--work", cached, "--model", tiny_model)[0] == 0
     assert path.read_bytes() == whole
     assert run("verify", "--work", cached)[0] == 0
 
 
-def test_errors_have_a_way_out(run: Run, curated: Path, tmp_path: Path):
+def test_errors_have_a_way_out(run: Run, curated: Path, tiny_model: Path, tmp_path: Path):
     def error(*arguments: object) -> str:
         code, _, text = run(*arguments)
         assert code == 2
@@ -91,6 +108,7 @@ def test_errors_have_a_way_out(run: Run, curated: Path, tmp_path: Path):
     assert "run `curate run" in error("--work", tmp_path / "nothing")
     assert "run `cache-latents" in error("verify", "--work", curated)
     assert "run `cache-latents" in error("finalize", "--work", curated)
+    assert "run `cache-latents" in error("inspect", "0", "--work", curated, "--model", tiny_model)
     assert "no vae/ in it" in error("--work", curated, "--model", model_without_vae(tmp_path))
     assert "cache.area " in error("--work", curated, "--set", "cache.area=5")
     assert "cache.areas" in error("--work", curated, "--set", "cache.areas=5")

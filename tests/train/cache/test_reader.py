@@ -1,15 +1,21 @@
-"""The reader: one `pread` per tensor, from threads, from other processes, from more files than may be open."""
+"""The reader: one `pread` or request per tensor, from threads, other processes, and more files than may be open."""
 
 import os
 import pickle
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from shared.errors import UserError
 from shared.tensors import CorruptTensor
@@ -99,3 +105,77 @@ def test_flipped_prefix_is_found_and_named(cached: Path):
     index = next(index for index in range(found.images) if found.variants(index))
     with pytest.raises(CorruptTensor, match=r"shared\.parquet prefix.*CRC"):
         found.text(index, "tags")
+
+
+def test_an_object_store(cached: Path, s3: str, upload: Callable[[Path, str], None]):
+    upload(cached / "cache", f"{s3}/work/cache")
+    local, remote = CacheReader(cached), pickle.loads(pickle.dumps(CacheReader(f"{s3}/work")))
+    assert (remote.identity, remote.images) == (local.identity, local.images)
+    with ThreadPoolExecutor(8) as pool:
+        for index, found in enumerate(pool.map(remote.latent, list(range(local.images)) * 3)):
+            assert torch.equal(found, local.latent(index % local.images))
+    for index in range(local.images):
+        for variant in (None, *local.variants(index)):
+            assert torch.equal(remote.text(index, variant), local.text(index, variant))
+    with pytest.raises(UserError, match="no finished tensor cache"):
+        CacheReader(f"{s3}/nothing")
+
+
+@pytest.fixture
+def in_memory(cached: Path) -> Iterator[str]:
+    """The cache in fsspec's file system of this process's memory."""
+    files = fsspec.filesystem("memory")
+    files.put(str(cached / "cache"), "/work/cache", recursive=True)
+    yield "memory://work"
+    files.rm("/work", recursive=True)
+
+
+def test_damage_in_an_object_store_is_named(cached: Path, in_memory: str):
+    files = fsspec.filesystem("memory")
+    found = CacheReader(in_memory)
+    place = pq.read_table(CacheLayout(cached).manifest / "latents.parquet").to_pylist()[5]
+    path = f"/work/cache/{place['file']}"
+    whole = files.cat_file(path)
+    named = f"{in_memory}/cache/{place['file']} row {place['row']}, image {place['image_id']}: "
+
+    def told() -> str:
+        with pytest.raises(CorruptTensor) as raised:
+            found.latent(5)
+        assert str(raised.value).startswith(named)
+        assert f"{place['crc']:08x} was written" in str(raised.value)
+        return str(raised.value)
+
+    at = place["offset"] + 3
+    files.pipe_file(path, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert re.search(r"CRC [0-9a-f]{8} where ", told())
+    files.pipe_file(path, whole[:at])
+    assert f"3 of {place['length']} bytes" in told()
+    files.rm(path)
+    assert "FileNotFoundError" in told()
+
+
+def test_requests_run_side_by_side(cached: Path, in_memory: str, monkeypatch: pytest.MonkeyPatch):
+    reader, cat = CacheReader(in_memory), MemoryFileSystem.cat_file
+    four = threading.Barrier(4)
+
+    def answer_four_at_a_time(*arguments: object, **part: int) -> bytes:
+        four.wait(timeout=60)
+        return cat(*arguments, **part)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", answer_four_at_a_time)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(reader.latent, range(8)))
+    assert all(torch.equal(tensor, CacheReader(cached).latent(index)) for index, tensor in enumerate(found))
+
+
+@pytest.mark.parametrize("name", ["latents.parquet", "text.parquet", "manifest.json"])
+def test_a_damaged_manifest_is_refused(cached: Path, name: str):
+    path = CacheLayout(cached).manifest / name
+    rng = random.Random(name)
+    for _ in range(20):
+        offset = rng.randrange(path.stat().st_size)
+        flip(path, offset)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            CacheReader(cached)
+        flip(path, offset)
+    CacheReader(cached)

@@ -1,0 +1,171 @@
+"""`cache-latents estimate`: bytes and GPU hours of a cache before it is made, from the curated table alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from diffusers import AutoencoderKL
+from rich.table import Table
+from transformers import AutoConfig, AutoTokenizer
+
+from shared.progress import console
+from shared.stages import sql
+from shared.worklist import all_shards
+from train.cache.existing import latents_of, text_of
+from train.cache.latents import PATCH
+from train.cache.manifest import CacheLayout
+from train.cache.resolution import fit
+from train.cache.run import read_curated
+from train.cache.settings import CacheSettings
+
+PICTURES_PER_SECOND = 50.0
+"""Pictures of 1024 x 1024 px that an H100 encodes with FLUX's autoencoder, 4.88 TFLOP each. Others by their pixels."""
+CAPTIONS_PER_SECOND = 800.0
+"""Captions of 100 tokens that an H100 encodes with Gemma 2 2B. Others by their tokens."""
+CLASSES = (256, 512, 768, 1024, 1536, 2048)
+"""Sides of squares: a picture counts to the smallest in which its pixels have room."""
+SAMPLE = 2000
+"""Captions of each variant whose tokens are counted."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Pictures of an area and size, or the captions of a variant."""
+
+    kind: str
+    size: str
+    items: int
+    cached: int
+    bytes: int
+    """Of all items, the cached ones too."""
+    seconds: float
+    """Of one GPU, for those that are not cached."""
+
+    @property
+    def bytes_left(self) -> int:
+        """Of the items that are not cached."""
+        return round(self.bytes * (self.items - self.cached) / self.items)
+
+
+def estimate(
+    work: Path, model: str, settings: CacheSettings, pictures_per_second: float, captions_per_second: float
+) -> list[Line]:
+    """Lines for every area and class of sizes, then for every caption variant.
+
+    Of the model, only configurations and tokenizer are read: `model` may be a hub's name. Raises UserError where there
+    is no curated dataset.
+    """
+    read_curated(work)  # Whether there is one.
+    folder = Path(model) if Path(model).is_dir() else None
+    with duckdb.connect() as database:
+        curated = f"read_parquet('{sql(work / 'curated')}/part-*.parquet')"
+        database.execute(f"CREATE VIEW curated AS SELECT * FROM {curated}")
+        layout = CacheLayout(work)
+        lines = [
+            line
+            for area in settings.areas
+            for line in _latents(database, layout, model, folder, area, pictures_per_second)
+        ]
+        return lines + list(_texts(database, layout, model, folder, settings, captions_per_second))
+
+
+def _done(folders: Sequence[Path], keys: list[str]) -> pa.Table:
+    """The items of all finished shards of some work lists."""
+    shards = [shard for folder in folders for shard in all_shards(folder) if shard.part.exists()]
+    empty = pa.table({key: pa.array([], pa.string()) for key in keys})
+    return pa.concat_tables([empty, *(shard.items().select(keys).cast(empty.schema) for shard in shards)])
+
+
+def _latents(
+    database: duckdb.DuckDBPyConnection, layout: CacheLayout, model: str, folder: Path | None, area: int, rate: float
+) -> Iterator[Line]:
+    config: dict[str, Any] = AutoencoderKL.load_config(model, subfolder="vae")
+    factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
+    done = _done([layout.latents(about) for about in latents_of(layout, area, folder)], ["image_id"])
+    database.register("done", done)
+    sizes = database.execute(
+        "SELECT width, height, count(*), count(*) FILTER (image_id IN (FROM done)) FROM curated GROUP BY ALL"
+    ).fetchall()
+    classes: dict[int | None, list[tuple[int, int, int]]] = {}
+    for width, height, count, cached in sizes:
+        size = fit(width, height, area, factor * PATCH)
+        pixels = size.width * size.height if size else 0
+        side = next((side for side in CLASSES if pixels <= side**2), area) if size else None
+        classes.setdefault(side, []).append((pixels, count, cached))
+    for side, found in sorted(classes.items(), key=lambda item: item[0] or 0):
+        yield Line(
+            kind=f"latents {area} px",
+            size="too small" if side is None else f"up to {side} px",
+            items=sum(count for _, count, _ in found),
+            cached=sum(cached for *_, cached in found),
+            bytes=sum(pixels * count for pixels, count, _ in found) // factor**2 * channels * 2,
+            seconds=sum(pixels * (count - cached) for pixels, count, cached in found) / 1024**2 / rate,
+        )
+
+
+def _texts(
+    database: duckdb.DuckDBPyConnection,
+    layout: CacheLayout,
+    model: str,
+    folder: Path | None,
+    settings: CacheSettings,
+    rate: float,
+) -> Iterator[Line]:
+    dim: int = AutoConfig.from_pretrained(model, subfolder="text_encoder").hidden_size
+    tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
+    prefix = len(tokenizer(settings.prompt_prefix.rstrip()).input_ids) if settings.prompt_prefix.strip() else 0
+    database.execute(
+        "CREATE VIEW captions AS SELECT image_id, variant, text, sha256(text) AS caption_sha"
+        " FROM (SELECT image_id, unnest(captions, recursive := true) FROM curated)"
+    )
+    folders = [layout.text(about) for about in text_of(layout, settings, folder)]
+    for (variant,) in database.execute("SELECT DISTINCT variant FROM captions ORDER BY 1").fetchall():
+        database.register("done", _done([folder / variant for folder in folders], ["image_id", "caption_sha"]))
+        found = database.execute(
+            "SELECT count(*), count(*) FILTER ((image_id, caption_sha) IN (FROM done)) FROM captions WHERE variant = ?",
+            [variant],
+        ).fetchall()
+        ((items, cached),) = found
+        sample = database.execute(
+            f"SELECT text FROM captions WHERE variant = ? ORDER BY caption_sha, image_id LIMIT {SAMPLE}", [variant]
+        ).fetchall()
+        texts = [settings.prompt_prefix + text for (text,) in sample]
+        ids = tokenizer(texts, truncation=True, max_length=settings.max_tokens).input_ids
+        tokens = sum(map(len, ids)) / len(ids)
+        yield Line(
+            kind=f"captions {variant}",
+            size=f"{tokens:.0f} tokens",
+            items=items,
+            cached=cached,
+            bytes=round(items * max(tokens - prefix, 0) * dim * 2),
+            seconds=(items - cached) * tokens / 100 / rate,
+        )
+
+
+def show(lines: Sequence[Line], pictures_per_second: float, captions_per_second: float) -> None:
+    """Print the lines as a table, and the assumptions behind it."""
+    totals = (
+        sum(line.bytes for line in lines) / 1e9,
+        sum(line.bytes_left for line in lines) / 1e9,
+        sum(line.seconds for line in lines) / 3600,
+    )
+    table = Table("", "size", "number", "cached", "GB", "GB left", "GPU h left", show_footer=True)
+    for column, footer in zip(table.columns, ("together", "", "", "", *map(_short, totals)), strict=True):
+        column.footer, column.no_wrap = footer, True
+        column.justify = "left" if column in table.columns[:2] else "right"
+    for line in lines:
+        numbers = (line.bytes / 1e9, line.bytes_left / 1e9, line.seconds / 3600)
+        table.add_row(line.kind, line.size, f"{line.items:,}", f"{line.cached:,}", *map(_short, numbers))
+    console.print(table)
+    console.print(
+        f"for a GPU that encodes {pictures_per_second:,g} pictures of 1024 x 1024 px a second, others by their pixels, "
+        f"and {captions_per_second:,g} captions of 100 tokens, others by theirs; counted in {SAMPLE:,} of each variant",
+        soft_wrap=True,
+    )
+
+
+def _short(number: float) -> str:
+    return f"{number:,.2f}" if number < 100 else f"{number:,.0f}"

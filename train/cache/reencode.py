@@ -1,0 +1,118 @@
+"""`cache-latents verify --reencode N`: some pictures and captions are encoded again and held against the cache."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.corpus import Corpus
+from shared.images import Unreadable
+from shared.progress import Meter
+from shared.stages import sql
+from shared.tensors import CorruptTensor
+from train.cache.encoders import ImageEncoder, TextEncoder, default_device
+from train.cache.hub import weights_hash
+from train.cache.manifest import read_about
+from train.cache.pictures import prepare
+from train.cache.reader import CacheReader
+
+TOLERANCE = {"float32": 0.005, "bfloat16": 0.05}
+"""Largest |again - cached| / |cached| (Euclidean norms) of a tensor, by the type in which the encoder computes.
+
+Stored as bfloat16, rounding alone makes up to 2^-8. Computed in bfloat16, batches of other shapes add the rounding of
+some dozens of layers, 0.01 to 0.02. Another picture, model or resize filter makes more than 0.1.
+"""
+
+
+def reencoded(work: Path, pictures: Corpus, model: Path, number: int) -> list[str]:
+    """What differs of `number` pictures (in every area) and as many captions, one readable line each.
+
+    They are evenly spread over the cache. Raises UserError where the cache was made with other weights.
+    """
+    weights = {
+        "latents": {"weights": weights_hash(model / "vae")},
+        "text": {"weights": weights_hash(model / "text_encoder", model / "tokenizer")},
+    }
+    about = read_about(work, weights)
+    readers = [CacheReader(work, area=area) for area in about["latents"]["areas"]]
+    indices = _spread(readers[0].images, number)
+    with duckdb.connect() as database:
+        database.register(
+            "wanted", {"image_id": np.array([readers[0].image_id(int(i)) for i in indices], dtype=object)}
+        )
+        found = database.execute(
+            f"SELECT image_id, locations, captions FROM read_parquet('{sql(work / 'curated')}/part-*.parquet')"
+            " SEMI JOIN wanted USING (image_id)"
+        ).fetchall()
+    curated = {image_id: (locations, captions) for image_id, locations, captions in found}
+    problems: list[str] = []
+    with Meter("encode again", 2 * len(indices), "tensors") as meter:
+        problems += _pictures(readers, indices, curated, pictures, model, meter)
+        problems += _captions(readers[0], indices, curated, model, meter)
+    return problems
+
+
+def _spread(images: int, number: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, images - 1, min(number, images)).astype(np.int64))
+
+
+Curated = dict[str, tuple[list[str], list[dict[str, str]]]]
+
+
+def _pictures(
+    readers: list[CacheReader],
+    indices: NDArray[np.int64],
+    curated: Curated,
+    pictures: Corpus,
+    model: Path,
+    meter: Meter,
+) -> Iterator[str]:
+    encoder = ImageEncoder(model, default_device())
+    for index in map(int, indices):
+        image_id = readers[0].image_id(index)
+        for reader in readers:
+            name = f"image {image_id}, area {reader.area}"
+            try:
+                locations, _ = curated[image_id]
+                source = prepare(pictures, image_id, locations, reader.area, reader.multiple)
+                yield from _compare(name, encoder.encode([source.pixels])[0], reader.latent(index), encoder.description)
+            except KeyError:
+                yield f"{name}: is not in curated any more"
+            except (Unreadable, CorruptTensor) as problem:
+                yield f"{name}: {problem}"
+        meter.advance()
+
+
+def _captions(
+    reader: CacheReader, indices: NDArray[np.int64], curated: Curated, model: Path, meter: Meter
+) -> Iterator[str]:
+    about = reader.text_settings
+    encoder = TextEncoder(model, about["prompt_prefix"], about["max_tokens"], default_device())
+    for index in map(int, indices):
+        image_id = reader.image_id(index)
+        texts = {caption["variant"]: caption["text"] for caption in curated.get(image_id, ([], []))[1]}
+        for variant in reader.variants(index):
+            name = f"image {image_id}, caption {variant}"
+            if variant not in texts:
+                yield f"{name}: is not in curated any more"
+                continue
+            try:
+                again = encoder.encode([texts[variant]])[0]
+                yield from _compare(name, again, reader.text(index, variant), encoder.description)
+            except CorruptTensor as problem:
+                yield f"{name}: {problem}"
+        meter.advance()
+
+
+def _compare(name: str, again: Tensor, cached: Tensor, encoder: dict[str, Any]) -> Iterator[str]:
+    if again.shape != cached.shape:
+        yield f"{name}: encoded again it is {tuple(again.shape)}, in the cache {tuple(cached.shape)}"
+        return
+    limit = TOLERANCE[encoder["compute"]]
+    error = float((again.float() - cached.float()).norm() / cached.float().norm().clamp_min(1e-12))
+    if not error <= limit:
+        yield f"{name}: encoded again it differs by {error:.4f} of its norm, more than {limit} ({encoder['compute']})"
