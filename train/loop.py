@@ -20,10 +20,16 @@ from train.metrics import Metrics
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
+from train.model.recompute import Recompute, choose, kept_bytes
 from train.peak import peak_flops
 from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
 from train.settings import OptimizerSettings, TrainSettings
+
+STATE_BYTES = 2 + 4 + 4 + 8 + 4
+"""Per weight: what computes, what learns, its gradient, the optimiser's two moments, the average."""
+USABLE = 0.93
+"""Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
 
 class Trainer:
@@ -45,6 +51,7 @@ class Trainer:
         self._weights = self._masters.weights
         self._optimizer = adamw(self._weights.values(), settings.optimizer)
         self._ema = Ema(self._weights, settings.ema)
+        model.recompute = self._recompute()
         if self._device.type == "cuda":
             if settings.precision == "float8":
                 to_float8(model)
@@ -72,6 +79,24 @@ class Trainer:
         if metrics is not None:
             metrics.close()
         return checkpoint.path_of(self._folder, last)
+
+    def _recompute(self) -> Recompute:
+        """As set, or the fastest that fits beside weights, gradients, the optimiser's state and the average."""
+        settings, config = self._settings, self._model.config
+        if settings.recompute != "auto":
+            return settings.recompute
+        if self._device.type != "cuda":
+            return "nothing"
+        _, memory = torch.cuda.mem_get_info(self._device)
+        fixed = STATE_BYTES * sum(weight.numel() for weight in self._weights.values())
+        free = USABLE * memory - fixed
+        if found := choose(config, settings.token_budget, free):
+            return found
+        needed = kept_bytes(config, settings.token_budget, "everything")
+        raise UserError(
+            f"train.token_budget = {settings.token_budget:,}: needs {needed / 2**30:.1f} GiB even when everything is "
+            f"recomputed, and {max(free, 0) / 2**30:.1f} GiB are left beside weights and optimiser; lower it"
+        )
 
     def _gradients(self, step: Step) -> tuple[Tensor, float]:
         """Accumulate the gradients of one step.
@@ -139,7 +164,8 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
         self._accelerator.print(
             f"{self._folder}: {parameters / 1e6:,.1f}M parameters on {self._accelerator.num_processes} x "
-            f"{self._device.type}, attention by {backend(self._device, self._model.dtype)}\n"
+            f"{self._device.type}, attention by {backend(self._device, self._model.dtype)}, "
+            f"recomputing {self._model.recompute}\n"
             f"{self._reader.images:,} pictures, steps {first:,} to {self._settings.steps:,} of "
             f"{self._settings.batch:,} samples: {self._plan.epochs(self._settings.steps):,.1f} epochs in all"
         )

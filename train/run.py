@@ -43,5 +43,4 @@ def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lum
     if settings.init == "random":
         torch.manual_seed(settings.seed)
         model.init_weights()
-    model.recompute = settings.recompute
     return model

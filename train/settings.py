@@ -58,9 +58,9 @@ class TrainSettings(Settings):
     """Start from the weights in the model folder, or from scratch."""
     precision: Literal["bfloat16", "float8"] = "bfloat16"
     """What a GPU computes the large products in; a CPU has float32. The weights that learn are float32 either way."""
-    recompute: Recompute = "nothing"
+    recompute: Recompute | Literal["auto"] = "auto"
     """What is computed a second time in the backward pass: `everything` is a third more work for a fraction of the
-    memory, `cheap` lies between the two."""
+    memory, `cheap` lies between the two; `auto` takes the fastest that fits into the GPU's memory."""
     optimizer: OptimizerSettings = OptimizerSettings()
     samples: SampleSettings = SampleSettings()
     log_every: PositiveInt = 10

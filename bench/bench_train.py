@@ -1,0 +1,168 @@
+"""Whole training steps of the full-size transformer on one GPU: our trainer, and diffusers' in an accelerate loop.
+
+    python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--steps 3]
+
+Random weights and random latents of 1024 px, captions of 40 to 256 tokens, float32 weights, AdamW, clipping, the
+average of the weights, a record per step. Ours is `train.loop.Trainer` with everything but the disk: tensors come from
+memory (read from a cache they cost 0.05 ms each), no checkpoint is written. The first step, in which the compiler runs,
+does not count.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from bench_step import CONFIG, DEVICE, SMALL
+from diffusers import Lumina2Transformer2DModel
+from torch import Tensor
+
+from train import checkpoint, flow, loop
+from train.model.config import DiTConfig
+from train.model.dit import Lumina2DiT
+from train.settings import SampleSettings, TrainSettings
+
+
+class Memory:
+    """What a CacheReader gives, from memory."""
+
+    identity, area, multiple, channels, scaling_factor, shift_factor = "bench", 1024, 16, 16, 0.3611, 0.1159
+
+    def __init__(self, images: int, side: int, width: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images, self.text_dim = images, width
+        self.image_tokens = np.full(images, (side // 2) ** 2)
+        self._lengths = torch.randint(40, 257, (images,), generator=generator).tolist()
+        self._latents = torch.randn(8, 16, side, side, generator=generator).bfloat16()
+        self._text = torch.randn(256, width, generator=generator).bfloat16()
+
+    def variants(self, _: int) -> list[str]:
+        """One caption for each picture."""
+        return ["tags"]
+
+    def text_tokens(self, index: int, variant: str | None) -> int:
+        """Tokens of a caption."""
+        return self._lengths[index] if variant else 2
+
+    def latent(self, index: int) -> Tensor:
+        """(16, side, side)."""
+        return self._latents[index % len(self._latents)]
+
+    def text(self, index: int, variant: str | None) -> Tensor:
+        """(tokens, width)."""
+        return self._text[: self.text_tokens(index, variant)]
+
+
+def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str) -> None:
+    """Steps of our trainer."""
+    settings = TrainSettings(
+        steps=args.steps + 1,
+        batch=args.batch,
+        token_budget=args.budget,
+        precision=precision,  # type: ignore[arg-type]
+        samples=SampleSettings(every=10**9),
+        log_every=1,
+        checkpoint_every=10**9,
+    )
+    with DEVICE:
+        model = Lumina2DiT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    checkpoint.save = lambda run, *_: run  # type: ignore[assignment]
+    sampler: Any = SimpleNamespace(draw=lambda _, path: path)
+    reader: Any = Memory(4 * args.batch, side, config.cap_feat_dim)
+    with tempfile.TemporaryDirectory() as folder:
+        loop.Trainer(Path(folder), settings, reader, model, sampler).run()
+        records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()][1:]
+    seconds = sum(record["seconds"] for record in records)
+    waited = sum(record["data_wait"] for record in records)
+    report(f"ours, {precision}", args.batch * len(records) / seconds)
+    share = np.mean([record["share_of_peak"] for record in records])
+    print(f"    {share:.1%} of peak, {waited / seconds:.2%} of the time spent waiting for data", flush=True)
+
+
+def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
+    """Steps as the usual scripts make them: autocast, accelerate, gradient checkpointing."""
+    accelerator = Accelerator(mixed_precision="bf16" if DEVICE.type == "cuda" else "no")
+    keys = ("hidden_size", "num_layers", "num_attention_heads", "num_kv_heads", "axes_dim_rope")
+    with DEVICE:
+        model = Lumina2Transformer2DModel(
+            cap_feat_dim=config.cap_feat_dim, **{key: getattr(config, key) for key in keys}
+        )
+    model.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), eps=1e-15, weight_decay=0, fused=True)
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    model, optimizer = accelerator.prepare(model, optimizer)
+    reader, micro = Memory(args.batch, side, config.cap_feat_dim), 8
+
+    def step(batch: int) -> None:
+        for start in range(0, batch, micro):
+            lengths = [reader.text_tokens(index, "tags") for index in range(start, start + micro)]
+            latents = torch.stack([reader.latent(index) for index in range(start, start + micro)]).to(DEVICE).float()
+            captions = torch.zeros(micro, max(lengths), config.cap_feat_dim)
+            for row, length in enumerate(lengths):
+                captions[row, :length] = reader.text(start + row, "tags")
+            mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+            times, noise = torch.rand(micro, device=DEVICE), torch.randn_like(latents)
+            noisy = flow.noisy(latents, noise, times[:, None, None, None])
+            with accelerator.autocast():
+                prediction = model(noisy, times, captions.to(DEVICE), mask.to(DEVICE), return_dict=False)[0]
+                loss = torch.nn.functional.mse_loss(prediction.float(), latents - noise) * micro / batch
+            accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(average, list(model.parameters()), 0.05)
+
+    step(micro)
+    synchronize()
+    begin = time.perf_counter()
+    step(args.batch)
+    synchronize()
+    report("diffusers, accelerate, batches of 8", args.batch / (time.perf_counter() - begin))
+
+
+def synchronize() -> None:
+    """Wait for the GPU."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def report(name: str, rate: float) -> None:
+    """One line; the memory is that since the last one."""
+    memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
+    print(f"{name:36} {rate:6.2f} images/s {memory:5.1f} GiB", flush=True)
+
+
+def main() -> None:
+    """All, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["ours", "float8", "diffusers"])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--budget", type=int, default=8_800)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--small", action="store_true")
+    args = parser.parse_args()
+    config, side = (SMALL, 16) if args.small else (CONFIG, 128)
+    for name in args.names:
+        torch._dynamo.reset()
+        if name == "diffusers":
+            theirs(config, side, args)
+        else:
+            ours(config, side, args, "float8" if name == "float8" else "bfloat16")
+        gc.collect()
+        if DEVICE.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    main()
