@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils.tensorboard import SummaryWriter
 
 from shared.files import write_text
@@ -32,6 +33,7 @@ class Metrics:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._waiting: list[dict[str, Any]] = []
         self._since = time.perf_counter()
+        self._graphs = 0
 
     def add(self, step: Step, plan: Plan, loss: Tensor, norm: Tensor, learning_rate: float, waited: float) -> None:
         """Take in a step without waiting for the device."""
@@ -46,6 +48,7 @@ class Metrics:
                 "grad_norm": norm,
                 "learning_rate": learning_rate,
                 "data_wait": waited,
+                "graphs": counters["stats"]["unique_graphs"],
             }
         )
 
@@ -63,6 +66,9 @@ class Metrics:
         for record, (loss, norm) in zip(self._waiting, values, strict=True):
             self._write(record | {"loss": loss, "grad_norm": norm} | speed)
         left = (self._steps - self._waiting[-1]["step"] - 1) * speed["seconds"]
+        if (graphs := self._waiting[-1]["graphs"]) != self._graphs:
+            console.print(f"compiled {graphs} graphs so far; after the first steps, this number should not grow")
+            self._graphs = graphs
         self._print(self._waiting[-1] | {"loss": values[-1][0], "grad_norm": values[-1][1]} | speed, left)
         self._waiting, self._since = [], time.perf_counter()
 
