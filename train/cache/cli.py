@@ -36,6 +36,7 @@ def cache_latents(
     model: Model = MODEL,
     source: Source = None,
     overrides: Set = [],  # noqa: B006 - typer copies it
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that decode; by default one per core.")] = None,
 ) -> None:
     """Encode what is new, then write the manifest."""
     if context.invoked_subcommand is not None:
@@ -44,7 +45,7 @@ def cache_latents(
     from train.cache.hub import model_folder
     from train.cache.run import cache, report
 
-    report(cache(work, pictures, model_folder(model), settings))
+    report(cache(work, pictures, model_folder(model), settings, workers=workers))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from train.cache.manifest import read_about
 Run = Callable[..., tuple[int, str, str]]
 
 OPTIONS = {
-    "cache-latents": ["--work", "--model", "--source", "--set"],
+    "cache-latents": ["--work", "--model", "--source", "--set", "--workers"],
     "estimate": ["--work", "--model", "--set", "--pictures-per-second", "--captions-per-second"],
     "finalize": ["--work", "--model", "--set"],
     "verify": ["--work", "--reencode", "--model", "--source"],
