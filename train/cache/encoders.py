@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
@@ -27,6 +28,10 @@ AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTi
 
 PACK = {"cuda": 16384, "cpu": 512}
 """Most tokens that are encoded together. On the CPU all pairs of them have a score."""
+SHORTEST = {"cuda": 256, "cpu": 1}
+"""Fewer tokens are filled up: FlexAttention has another kernel for them, which would have to be compiled."""
+FUSED = 256**2
+"""Latents of a picture from which on its autoencoder's attention is fused, for its scores would take 8 GB."""
 
 
 def default_device() -> torch.device:
@@ -37,6 +42,11 @@ def default_device() -> torch.device:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """What encoders compute in. Not float16: FLUX's autoencoder overflows in it."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _configure_compiler() -> None:
+    torch._dynamo.config.recompile_limit = 64  # Copies on several GPUs share the code.
+    torch._dynamo.config.specialize_float = True  # FlexAttention takes no other cap of scores.
 
 
 class ImageEncoder:
@@ -97,9 +107,8 @@ class ImageEncoder:
         self._vae.to(memory_format=torch.channels_last)
         for module in self._vae.modules():
             if isinstance(module, Attention):
-                # PyTorch's fused attention is slow for the single head of 512 that FLUX's autoencoder has.
-                module.set_processor(AttnProcessor())
-        torch._dynamo.config.recompile_limit = 64  # Copies on several GPUs share the code.
+                module.set_processor(_PlainAttention())
+        _configure_compiler()
         self._function, self._warm = torch.compile(self._plain, dynamic=True), False
 
     def _warm_up(self, pixels: Tensor) -> None:
@@ -109,6 +118,19 @@ class ImageEncoder:
         wide = width + 32 * (height == width)
         for rows in (2, 1):
             self._function(pixels.new_zeros(rows, height, wide, 3))
+
+
+class _PlainAttention:
+    """Two matrix products: PyTorch's fused attention is slow for the single head of 512 in FLUX's autoencoder."""
+
+    def __init__(self) -> None:
+        self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attention: Attention, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`hidden` is (pictures, channels, height, width)."""
+        attend = self._plain if hidden[0, 0].numel() < FUSED else self._fused
+        result: Tensor = attend(attention, hidden, *args, **kwargs)
+        return result
 
 
 def _autoencoder(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
@@ -148,7 +170,7 @@ class TextEncoder:
         self._encoder = encoder.to(device).eval().requires_grad_(False)
         self._warm = device.type != "cuda"
         if not self._warm:
-            torch._dynamo.config.recompile_limit = 64  # Copies on several GPUs share the code.
+            _configure_compiler()
             for layer in encoder.layers:
                 layer.compile(dynamic=True)
         self.description: dict[str, Any] = {
@@ -209,11 +231,12 @@ class TextEncoder:
     def _compute(self, inputs: Tensor) -> Tensor:
         if not self._warm:
             self._warm = True
-            for tokens in (384, 640):  # The second time the compiler makes no assumption on the length.
+            for tokens in (400, 700):  # The second time the compiler makes no assumption on the length.
                 self._compute(torch.arange(tokens, device=inputs.device).remainder(128).expand(2, -1))
-        ids, positions = inputs[:, None]
+        tokens = inputs.shape[1]
+        ids, positions = pad(inputs, (0, max(0, SHORTEST[self.worker.device.type] - tokens)))[:, None]
         hidden: Tensor = self._encoder(ids, position_ids=positions, use_cache=False).last_hidden_state
-        return hidden[0].to(torch.bfloat16)
+        return hidden[0, :tokens].to(torch.bfloat16)
 
 
 def _cut_short(encoder: Any, folder: Path) -> None:

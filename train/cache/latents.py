@@ -32,6 +32,8 @@ from train.cache.settings import CacheSettings
 FORMAT = 1
 PATCH = 2
 """Latents per token of the transformer, along a side."""
+LARGE = 1024**2
+"""Pixels of pictures of which fewer are encoded together, for memory's sake."""
 WAITING = 128
 """Most pictures that wait for others of their shape: 0.4 GB at 1024 px."""
 
@@ -177,12 +179,15 @@ def _batched(decoded: Iterable[tuple[Task, int, Sequence[Prepared]]], size: int)
 
 
 def batches(pictures: Iterable[tuple[Place, Prepared]], size: int) -> Iterator[list[tuple[Place, Prepared]]]:
-    """Pictures of equal shape, at most `size` together. Depends on their order alone, so it is always the same."""
+    """Pictures of equal shape, at most `size` together, of those above 1024 px fewer.
+
+    Depends on their order alone, so it is always the same.
+    """
     waiting: dict[tuple[int, ...], list[tuple[Place, Prepared]]] = defaultdict(list)
     for place, picture in pictures:
         shape = picture.pixels.shape
         waiting[shape].append((place, picture))
-        if len(waiting[shape]) == size:
+        if len(waiting[shape]) >= min(size, size * LARGE // (shape[0] * shape[1])):
             yield waiting.pop(shape)
         elif sum(map(len, waiting.values())) > WAITING:
             yield waiting.pop(max(waiting, key=lambda other: len(waiting[other])))

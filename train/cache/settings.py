@@ -28,7 +28,7 @@ class CacheSettings(Settings):
     shard_rows: int = Field(default=1024, ge=1)
     """Samples per shard: the unit of resume."""
     batch: int = Field(default=8, ge=1)
-    """Pictures of equal size that are encoded together."""
+    """Pictures of equal size that are encoded together, of those above 1024 px fewer."""
 
 
 SETTINGS = CacheSettings
