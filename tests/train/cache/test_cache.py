@@ -1,9 +1,6 @@
 """The cache as a whole: readable by everyone, the same bytes however it was made, and never wrong in silence."""
 
 import hashlib
-import multiprocessing
-import random
-import time
 from pathlib import Path
 
 import datasets
@@ -138,32 +135,6 @@ def test_what_cannot_be_encoded_is_a_row_with_a_reason(curated: Path, tiny_model
     reasons = sorted(pq.read_table(CacheLayout(curated).rejects)["reason"].to_pylist())
     assert reasons == ["changed", "too_small", "unreadable"]
     assert CacheReader(curated).images == len(SIZES) - 2
-
-
-def test_killed_anywhere_ends_in_the_same_bytes(curated: Path, cached: Path, tiny_model: Path):
-    # The fork server imports once what a fresh interpreter would import for every run that is killed.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.cache.run"])
-    rng = random.Random(0)
-    kills = 0
-    while kills < 8:
-        process = context.Process(
-            target=cache, args=(curated, Corpus(str(curated.parent / "pictures")), tiny_model, SETTINGS)
-        )
-        written = set((curated / "cache").rglob("*"))
-        process.start()
-        while process.is_alive() and set((curated / "cache").rglob("*")) == written:
-            time.sleep(0.002)
-        process.join(rng.uniform(0, 0.1))
-        if not process.is_alive():
-            break  # It was finished before it could be killed.
-        process.kill()
-        process.join()
-        kills += 1
-    assert kills > 2
-    run(curated, tiny_model)
-    found = {name: digest for name, digest in files(curated).items() if not name.endswith(".tmp")}
-    assert found == files(cached)
 
 
 def flip(path: Path, offset: int, bit: int = 4) -> None:
