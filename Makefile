@@ -21,8 +21,11 @@ lint: .venv/ready
 bench: .venv/ready
 	for file in bench/bench_*.py; do $(PYTHON) $$file || exit 1; done
 
+# All but flash4, which is for certain GPUs alone and large.
+EXTRAS := aesthetic download cluster fast ocr s3 semantic bench dev
+
 lock:
-	uv pip compile --universal --python-version 3.11 --all-extras --no-header --quiet --upgrade pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 $(EXTRAS:%=--extra %) --no-header --quiet --upgrade pyproject.toml -o requirements.lock
 
 .venv/ready: requirements.lock pyproject.toml
 	command -v uv >/dev/null || python3 -m pip install --quiet uv

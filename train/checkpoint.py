@@ -24,6 +24,7 @@ from shared.fingerprint import differences
 from train.ema import Ema
 from train.model.config import DiTConfig
 from train.model.weights import from_diffusers, load_state, save_transformer
+from train.optimizer import restore_state, state_tensors
 
 VERSION = 2
 
@@ -57,7 +58,7 @@ def save(
     with atomic_folder(target) as temporary:
         save_transformer(weights, config, temporary / "transformer")
         save_transformer(ema.average, config, temporary / "transformer_ema")
-        save_file(_optimizer_tensors(weights, optimizer), temporary / "optimizer.safetensors")
+        save_file(state_tensors(weights, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     return target
 
@@ -81,9 +82,9 @@ def load(path: Path, expected: State, weights: Weights, ema: Ema, optimizer: tor
             + "\n  ".join(problems)
             + "\nset these back, or start a run of its own with --name"
         )
+    restore_state(load_file(path / "optimizer.safetensors"), weights, optimizer)
     _restore_weights(from_diffusers(load_state(path / "transformer")), weights)
     ema.load(from_diffusers(load_state(path / "transformer_ema")))
-    _restore_optimizer(load_file(path / "optimizer.safetensors"), weights, optimizer)
     return step
 
 
@@ -91,20 +92,3 @@ def load(path: Path, expected: State, weights: Weights, ema: Ema, optimizer: tor
 def _restore_weights(tensors: Mapping[str, Tensor], weights: Weights) -> None:
     for name, weight in weights.items():
         weight.copy_(tensors[name])
-
-
-def _optimizer_tensors(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by parameter name, which outlives any order or grouping of parameters."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value).contiguous()
-        for name, parameter in weights.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(tensors: Mapping[str, Tensor], weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-    for name, tensor in tensors.items():
-        parameter_name, key = name.rsplit("/", 1)
-        parameter = weights[parameter_name]
-        # All of it, the step counter too: the fused AdamW wants it where the parameter is.
-        optimizer.state[parameter][key] = tensor.to(parameter.device)

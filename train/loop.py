@@ -21,13 +21,14 @@ from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
 from train.model.recompute import Recompute, choose, kept_bytes
+from train.optimizer import adamw
 from train.peak import peak_flops
 from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
-from train.settings import OptimizerSettings, TrainSettings
+from train.settings import TrainSettings
 
-STATE_BYTES = 2 + 4 + 4 + 8 + 4
-"""Per weight: what computes, what learns, its gradient, the optimiser's two moments, the average."""
+STATE_BYTES = 2 + 4 + 4 + 4
+"""Per weight: what computes, what learns, its gradient, the average; the optimiser's moments come on top."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -88,7 +89,8 @@ class Trainer:
         if self._device.type != "cuda":
             return "nothing"
         _, memory = torch.cuda.mem_get_info(self._device)
-        fixed = STATE_BYTES * sum(weight.numel() for weight in self._weights.values())
+        moments = 2 if settings.optimizer.states == "int8" else 8
+        fixed = (STATE_BYTES + moments) * sum(weight.numel() for weight in self._weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
             return found
@@ -187,20 +189,8 @@ def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
         work.wait()
 
 
-def adamw(weights: Iterable[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW, fused into one kernel where there is one."""
-    return torch.optim.AdamW(
-        weights,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
 def warmup(optimizer: torch.optim.Optimizer, steps: int, first: int) -> LambdaLR:
     """Learning rate rising linearly over `steps`, then constant; a function of the step, resumed at `first`."""
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"] if "initial_lr" not in group else group["initial_lr"]
+        group.setdefault("initial_lr", float(group["lr"]))
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)), last_epoch=first - 1)

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,18 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
-def test_interrupted_equals_uninterrupted(train: Train):
+@pytest.fixture
+def _eager() -> Iterator[None]:
+    """torchao compiles its step for every shape, which takes minutes on a CPU."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("states", ["float32", "int8"])
+@pytest.mark.usefixtures("_eager")
+def test_interrupted_equals_uninterrupted(train: Train, states: str):
+    optimizer = OptimizerSettings(learning_rate=1e-3, warmup=2, states=states, weight_decay=0.1)  # type: ignore[arg-type]
+    train = partial(train, optimizer=optimizer)
     whole = train("whole")
     train("cut", steps=2)
     shutil.rmtree(whole.parent / "cut" / "samples")

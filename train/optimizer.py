@@ -1,0 +1,64 @@
+"""AdamW, and its state as plain tensors."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import UserError
+from train.settings import OptimizerSettings
+
+
+def adamw(weights: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW with a state of float32, fused into one kernel where there is one, or of int8 (torchao).
+
+    Raises UserError where torchao is needed and missing.
+    """
+    values = {
+        "lr": settings.learning_rate,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.states == "float32":
+        return torch.optim.AdamW(weights, fused=True, **values)  # type: ignore[arg-type]
+    try:
+        from torchao.optim import AdamW8bit
+    except ModuleNotFoundError as error:
+        raise UserError(f"train.optimizer.states = int8: {error}; pip install 'illustrious-lu[fast]'") from None
+    optimizer: torch.optim.Optimizer = AdamW8bit(list(weights), **values)
+    return optimizer
+
+
+def state_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state by the names of the weights, which outlive any order or grouping of them."""
+    return {
+        f"{name}/{part}": tensor.contiguous()
+        for name, weight in weights.items()
+        for key, value in optimizer.state.get(weight, {}).items()
+        for part, tensor in _parts(key, torch.as_tensor(value))
+    }
+
+
+@torch.no_grad()
+def restore_state(
+    tensors: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Take over what `state_tensors` gave; the weights must be restored afterwards. A KeyError names what is missing."""
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()  # In its first one, it makes its state.
+    optimizer.zero_grad(set_to_none=True)
+    for name, weight in weights.items():
+        for key, value in optimizer.state[weight].items():
+            for part, tensor in _parts(key, value):
+                tensor.copy_(tensors[f"{name}/{part}"])
+
+
+def _parts(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors of which a value consists: itself, or those of a quantised one."""
+    if not hasattr(value, "__tensor_flatten__"):
+        yield key, value
+        return
+    for part in value.__tensor_flatten__()[0]:
+        yield f"{key}.{part}", getattr(value, part)
