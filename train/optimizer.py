@@ -44,7 +44,7 @@ def state_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Op
 def restore_state(
     tensors: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Take over what `state_tensors` gave; the weights must be restored afterwards. A KeyError names what is missing."""
+    """Take over what `state_tensors` gave; the weights must be restored afterwards. KeyErrors name what is missing."""
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()  # In its first one, it makes its state.

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from shared.device import Pending, Worker, devices
 from shared.errors import UserError
+from shared.progress import console
 from train.cache.hub import weights_hash
 
 logging.disable_progress_bar()  # Its bars for loading and saving files would stand between ours.
@@ -230,13 +231,23 @@ class TextEncoder:
     @torch.no_grad()
     def _compute(self, inputs: Tensor) -> Tensor:
         if not self._warm:
-            self._warm = True
-            for tokens in (400, 700):  # The second time the compiler makes no assumption on the length.
-                self._compute(torch.arange(tokens, device=inputs.device).remainder(128).expand(2, -1))
+            self._warm_up(inputs.device)
         tokens = inputs.shape[1]
         ids, positions = pad(inputs, (0, max(0, SHORTEST[self.worker.device.type] - tokens)))[:, None]
         hidden: Tensor = self._encoder(ids, position_ids=positions, use_cache=False).last_hidden_state
         return hidden[0, :tokens].to(torch.bfloat16)
+
+    def _warm_up(self, device: torch.device) -> None:
+        """Compile; where the compiler gives up, go on without it."""
+        self._warm = True
+        try:
+            for tokens in (400, 700):  # The second time the compiler makes no assumption on the length.
+                self._compute(torch.arange(tokens, device=device).remainder(128).expand(2, -1))
+        except Exception as error:  # Whatever a compiler may raise.
+            reason = str(error).partition("\n")[0]
+            console.print(f"text encoder: slower than it could be, its layers do not compile here: {reason}")
+            for layer in self._encoder.layers:
+                layer._compiled_call_impl = None
 
 
 def _cut_short(encoder: Any, folder: Path) -> None:
