@@ -41,10 +41,12 @@ from shared.corpus import Corpus
 from shared.device import Worker
 from shared.worklist import Shard, WorkList, finish
 from train.cache import latents, text
-from train.cache.encoders import ImageEncoder, TextEncoder, compute_dtype, default_device
+from train.cache.autoencoder import ImageEncoder
+from train.cache.compute import compute_dtype, default_device
 from train.cache.feeder import Feeder, Feeding
 from train.cache.resolution import fit
 from train.cache.settings import CacheSettings
+from train.cache.text_encoder import TextEncoder
 
 PIXELS = 1.5e6
 SD_SCRIPTS = 3.4e6

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.files import atomic_file
-from train.cache.encoders import TextEncoder, default_device
+from train.cache.compute import default_device
 from train.cache.reader import CacheReader
+from train.cache.text_encoder import TextEncoder
 from train.model.dit import Lumina2DiT
 from train.sample import decode_latents, draw_latents, grid_picture
 from train.settings import SampleSettings

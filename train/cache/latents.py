@@ -23,8 +23,8 @@ from shared.streams import Shared, merged, one_ahead
 from shared.tensors import write_shard
 from shared.vision.feeder import Item
 from shared.worklist import Shard
+from train.cache.autoencoder import ImageEncoder
 from train.cache.bfloat16 import to_bytes
-from train.cache.encoders import ImageEncoder
 from train.cache.feeder import Feeder, Feeding
 from train.cache.pictures import RESIZE, Prepared
 from train.cache.settings import CacheSettings

@@ -14,11 +14,13 @@ from shared.images import Unreadable
 from shared.progress import Meter
 from shared.stages import sql
 from shared.tensors import CorruptTensor
-from train.cache.encoders import ImageEncoder, TextEncoder, default_device
+from train.cache.autoencoder import ImageEncoder
+from train.cache.compute import default_device
 from train.cache.hub import weights_hash
 from train.cache.manifest import read_about
 from train.cache.pictures import prepare
 from train.cache.reader import CacheReader
+from train.cache.text_encoder import TextEncoder
 
 TOLERANCE = {"float32": 0.005, "bfloat16": 0.05}
 """Largest |again - cached| / |cached| (Euclidean norms) of a tensor, by the type in which the encoder computes.

@@ -20,10 +20,11 @@ from shared.errors import UserError
 from shared.progress import console
 from shared.worklist import WorkList, finish
 from train.cache import latents, text
-from train.cache.encoders import ImageEncoder, TextEncoder
+from train.cache.autoencoder import ImageEncoder
 from train.cache.hub import weights_hash
 from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
 from train.cache.settings import CacheSettings
+from train.cache.text_encoder import TextEncoder
 
 
 @dataclass(frozen=True)

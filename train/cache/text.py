@@ -16,7 +16,7 @@ from shared.streams import Shared, merged, one_ahead
 from shared.tensors import write_shard
 from shared.worklist import Shard
 from train.cache.bfloat16 import to_bytes
-from train.cache.encoders import TextEncoder, packs
+from train.cache.text_encoder import TextEncoder, packs
 
 FORMAT = 2
 

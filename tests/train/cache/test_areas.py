@@ -15,7 +15,7 @@ from shared.errors import UserError
 from tests.train.cache.test_cache import files
 from tests.train.conftest import SETTINGS, SIZES, add_pictures
 from train.cache import feeder
-from train.cache.encoders import ImageEncoder
+from train.cache.autoencoder import ImageEncoder
 from train.cache.manifest import CacheLayout
 from train.cache.pictures import prepare
 from train.cache.reader import CacheReader

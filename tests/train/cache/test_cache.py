@@ -14,10 +14,11 @@ from shared.errors import UserError
 from shared.tensors import CorruptTensor
 from tests.train.conftest import SETTINGS, SIZES, add_pictures
 from train.cache import latents
-from train.cache.encoders import TextEncoder, default_device
+from train.cache.compute import default_device
 from train.cache.manifest import CacheLayout, read_about
 from train.cache.reader import CacheReader
 from train.cache.run import cache
+from train.cache.text_encoder import TextEncoder
 from train.cache.verify import verify
 
 

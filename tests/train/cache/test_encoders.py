@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from shared.errors import UserError
-from train.cache.encoders import ImageEncoder, TextEncoder, packs
+from train.cache.autoencoder import ImageEncoder
 from train.cache.settings import CacheSettings
+from train.cache.text_encoder import TextEncoder, packs
 
 PREFIX = CacheSettings().prompt_prefix
 CPU = torch.device("cpu")

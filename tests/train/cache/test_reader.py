@@ -22,10 +22,10 @@ from shared.tensors import CorruptTensor
 from tests.train.cache.test_cache import flip, latent_parts, run
 from tests.train.conftest import SETTINGS, SIZES
 from train.cache import store
-from train.cache.encoders import TextEncoder
 from train.cache.manifest import CacheLayout, read_about
 from train.cache.reader import CacheReader
 from train.cache.run import expected
+from train.cache.text_encoder import TextEncoder
 
 
 def test_arrays_for_the_plan(cached: Path):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shared.corpus import Corpus
 from train.cache import run as runs
-from train.cache.encoders import ImageEncoder
+from train.cache.autoencoder import ImageEncoder
 from train.cache.latents import SCHEMA
 from train.cache.pictures import prepare
 from train.cache.settings import CacheSettings

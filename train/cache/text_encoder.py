@@ -1,149 +1,29 @@
-"""The two frozen models whose outputs are cached: the autoencoder and the text encoder."""
+"""The frozen text encoder: captions to embeddings."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from shared.device import Pending, Worker, devices
+from shared.device import Pending, Worker
 from shared.errors import UserError
 from shared.progress import console
+from train.cache.compute import compute_dtype, configure_compiler
 from train.cache.hub import weights_hash
 
 logging.disable_progress_bar()  # Its bars for loading and saving files would stand between ours.
-
-AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-"""Classes of diffusers, by the name in `vae/config.json`."""
 
 PACK = {"cuda": 16384, "cpu": 512}
 """Most tokens that are encoded together. On the CPU all pairs of them have a score."""
 SHORTEST = {"cuda": 256, "cpu": 1}
 """Fewer tokens are filled up: FlexAttention has another kernel for them, which would have to be compiled."""
-FUSED = 256**2
-"""Latents of a picture from which on its autoencoder's attention is fused, for its scores would take 8 GB."""
-
-
-def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return devices()[0]
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """What encoders compute in. Not float16: FLUX's autoencoder overflows in it."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def _configure_compiler() -> None:
-    torch._dynamo.config.recompile_limit = 64  # Copies on several GPUs share the code.
-    torch._dynamo.config.specialize_float = True  # FlexAttention takes no other cap of scores.
-
-
-class ImageEncoder:
-    """An autoencoder of diffusers: pictures to latents. On a GPU it is compiled, once for all shapes."""
-
-    def __init__(self, model: Path, device: torch.device) -> None:
-        """Loads MODEL/vae. Raises UserError for a class of autoencoder or weights that do not fit."""
-        self.worker = Worker(device)
-        self._dtype = compute_dtype(device)
-        name, vae = _autoencoder(model / "vae", self._dtype)
-        config = vae.config
-        self._tiny = name == "AutoencoderTiny"
-        self._vae = vae.to(device).eval().requires_grad_(False)
-        self._function, self._warm = self._plain, True
-        if device.type == "cuda":
-            self._optimise()
-        self.factor: int = 2 ** (len(config.block_out_channels) - 1)
-        """Pixels per latent, along a side."""
-        self.description: dict[str, Any] = {
-            "encoder": name,
-            "weights": weights_hash(model / "vae"),
-            "compute": str(self._dtype).removeprefix("torch."),
-            "channels": config.latent_channels,
-            "factor": self.factor,
-            "scaling_factor": config.scaling_factor,
-            "shift_factor": config.shift_factor or 0.0,
-        }
-
-    def encode(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Posterior means of pictures of one shape, each (height, width, 3) sRGB.
-
-        Returns (pictures, channels, height / factor, width / factor) in float32 on the CPU, as the autoencoder
-        gives them: neither shifted nor scaled.
-        """
-        return self.launch(self.bring(pictures)).result().float()
-
-    def bring(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Pictures of one shape on the device: (pictures, height, width, 3)."""
-        return self.worker.bring(torch.from_numpy(np.stack(pictures)))
-
-    def launch(self, pixels: Tensor) -> Pending:
-        """Begin to encode what `bring` has brought; the means come in what is computed in."""
-        return self.worker.launch(self._compute, pixels)
-
-    @torch.no_grad()
-    def _compute(self, pixels: Tensor) -> Tensor:
-        if not self._warm:
-            self._warm_up(pixels)
-        return self._function(pixels)
-
-    def _plain(self, pixels: Tensor) -> Tensor:
-        inputs = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(self._dtype)
-        encoded = self._vae.encode(inputs)
-        mean: Tensor = encoded.latents if self._tiny else encoded.latent_dist.mean
-        return mean.contiguous()
-
-    def _optimise(self) -> None:
-        self._vae.to(memory_format=torch.channels_last)
-        for module in self._vae.modules():
-            if isinstance(module, Attention):
-                module.set_processor(_PlainAttention())
-        _configure_compiler()
-        self._function, self._warm = torch.compile(self._plain, dynamic=True), False
-
-    def _warm_up(self, pixels: Tensor) -> None:
-        """Compile for one picture and for several, of sides that the compiler cannot take for equal."""
-        self._warm = True
-        _, height, width, _ = pixels.shape
-        wide = width + 32 * (height == width)
-        for rows in (2, 1):
-            self._function(pixels.new_zeros(rows, height, wide, 3))
-
-
-class _PlainAttention:
-    """Two matrix products: PyTorch's fused attention is slow for the single head of 512 in FLUX's autoencoder."""
-
-    def __init__(self) -> None:
-        self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
-
-    def __call__(self, attention: Attention, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`hidden` is (pictures, channels, height, width)."""
-        attend = self._plain if hidden[0, 0].numel() < FUSED else self._fused
-        result: Tensor = attend(attention, hidden, *args, **kwargs)
-        return result
-
-
-def _autoencoder(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
-    """The name of an autoencoder's class, and the autoencoder."""
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    if name not in AUTOENCODERS:
-        raise UserError(f"{folder}: autoencoder {name!r}; this version knows {' and '.join(AUTOENCODERS)}")
-    vae, about = AUTOENCODERS[name].from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    if wrong := [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in about[kind]]:
-        # diffusers would go on with random weights, or without some.
-        raise UserError(f"{folder}: {len(wrong)} weights do not fit diffusers' {name}, such as {wrong[0]}")
-    return name, vae
 
 
 class TextEncoder:
@@ -171,7 +51,7 @@ class TextEncoder:
         self._encoder = encoder.to(device).eval().requires_grad_(False)
         self._warm = device.type != "cuda"
         if not self._warm:
-            _configure_compiler()
+            configure_compiler()
             for layer in encoder.layers:
                 layer.compile(dynamic=True)
         self.description: dict[str, Any] = {
