@@ -126,7 +126,9 @@ def _compute(
 
     settings, places = job.settings, devices(cpu=model.own_runtime)
     if settings.decode == "gpu" and places[0].type != "cuda":
-        raise UserError("decode = gpu: the model does not run on a GPU here; use reduced or full")
+        raise UserError(
+            f"{job.folder.parent.name}.decode = gpu: its model does not run on a GPU here; use reduced or full"
+        )
     forwards = [Forward(model.module, model.mean, model.std, place, settings.precision) for place in places]
     about = _claim(job.folder, model.about | {"decode": settings.decode, "precision": forwards[0].precision})
     corpus, cores = Corpus(job.source), job.engine.cores

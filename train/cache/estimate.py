@@ -12,13 +12,12 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer
 
 from shared.progress import console
-from shared.stages import sql
 from shared.worklist import all_shards
+from train.cache.curated import caption_variants, open_curated
 from train.cache.existing import latents_of, text_of
 from train.cache.latents import PATCH
 from train.cache.manifest import CacheLayout
 from train.cache.resolution import fit
-from train.cache.run import read_curated
 from train.cache.settings import CacheSettings
 
 PICTURES_PER_SECOND = 50.0
@@ -58,11 +57,8 @@ def estimate(
     Of the model, only configurations and tokenizer are read: `model` may be a hub's name. Raises UserError where there
     is no curated dataset.
     """
-    read_curated(work)  # Whether there is one.
     folder = Path(model) if Path(model).is_dir() else None
-    with duckdb.connect() as database:
-        curated = f"read_parquet('{sql(work / 'curated')}/part-*.parquet')"
-        database.execute(f"CREATE VIEW curated AS SELECT * FROM {curated}")
+    with open_curated(work) as database:
         layout = CacheLayout(work)
         lines = [
             line
@@ -117,12 +113,8 @@ def _texts(
     dim: int = AutoConfig.from_pretrained(model, subfolder="text_encoder").hidden_size
     tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer")
     prefix = len(tokenizer(settings.prompt_prefix.rstrip()).input_ids) if settings.prompt_prefix.strip() else 0
-    database.execute(
-        "CREATE VIEW captions AS SELECT image_id, variant, text, sha256(text) AS caption_sha"
-        " FROM (SELECT image_id, unnest(captions, recursive := true) FROM curated)"
-    )
     folders = [layout.text(about) for about in text_of(layout, settings, folder)]
-    for (variant,) in database.execute("SELECT DISTINCT variant FROM captions ORDER BY 1").fetchall():
+    for variant in caption_variants(database):
         database.register("done", _done([folder / variant for folder in folders], ["image_id", "caption_sha"]))
         found = database.execute(
             "SELECT count(*), count(*) FILTER ((image_id, caption_sha) IN (FROM done)) FROM captions WHERE variant = ?",

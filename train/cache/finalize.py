@@ -5,9 +5,9 @@ from pathlib import Path
 from shared.errors import UserError
 from shared.tensors import CorruptTensor
 from train.cache.counts import miscounted_parts
+from train.cache.curated import open_curated
 from train.cache.existing import the_only
 from train.cache.manifest import CacheLayout, finalise, write_rejects
-from train.cache.run import read_curated
 from train.cache.settings import CacheSettings
 
 
@@ -20,7 +20,8 @@ def finalize(work: Path, settings: CacheSettings, model: Path | None = None) -> 
     layout = CacheLayout(work)
     latents, text = the_only(layout, settings, model)
     try:
-        write_rejects(work, latents, read_curated(work))
+        with open_curated(work) as curated:
+            write_rejects(work, latents, curated)
         identity = finalise(work, latents, text)
     except CorruptTensor as error:
         raise UserError(f"{error}\ndelete that file and run `cache-latents`") from None

@@ -225,21 +225,21 @@ def identity_of(about: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> str
     return digest.hexdigest()
 
 
-def write_rejects(work: Path, latents: dict[str, Any], curated: pa.Table) -> pa.Table:
+def write_rejects(work: Path, latents: dict[str, Any], curated: duckdb.DuckDBPyConnection) -> pa.Table:
     """Collect which of the curated pictures could not be encoded into WORK/cache/rejects.parquet; returns it.
 
     A picture stands there once, with the reason of its largest area.
     """
     layout = CacheLayout(work)
-    current = set(curated["image_id"].to_pylist())
     rows = {
         image_id: {"image_id": image_id, "reason": reason, "detail": detail}
         for one in by_area(latents)
         for part in sorted(layout.latents(one).glob("part-*.parquet"))
         for image_id, reason, detail in description(part)["rejects"]
-        if image_id in current
     }
-    table = pa.Table.from_pylist(list(rows.values()), REJECTS)
+    curated.register("rejected", pa.Table.from_pylist(list(rows.values()), REJECTS))
+    query = "SELECT * FROM rejected SEMI JOIN curated USING (image_id) ORDER BY image_id"
+    table = curated.sql(query).to_arrow_table().cast(REJECTS)
     with atomic_file(layout.rejects) as temporary:
         pq.write_table(table, temporary)
     return table

@@ -1,9 +1,8 @@
 """`cache-latents` from its settings: what is new is encoded, then the manifest is written."""
 
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import torch
 
 from shared.corpus import Corpus
 from shared.device import busy, devices
-from shared.errors import UserError
 from shared.progress import console
+from shared.tables import read
 from shared.worklist import WorkList, finish
 from train.cache import latents, text
 from train.cache.autoencoder import ImageEncoder
+from train.cache.curated import caption_variants, open_curated
 from train.cache.hub import weights_hash
 from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
 from train.cache.settings import CacheSettings
@@ -57,23 +57,20 @@ def cache(
     """
     on = on or devices()
     workers = workers or os.cpu_count() or 1
-    curated = read_curated(work)
-    captions = by_variant(curated)
-    about_latents = _latents(work, curated, pictures, [ImageEncoder(model, device) for device in on], settings, workers)
-    about_text = _text(
-        work,
-        captions,
-        [TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device) for device in on],
-        settings,
-    )
-    rejects = write_rejects(work, about_latents, curated)
+    with open_curated(work) as curated:
+        caption_variants(curated)  # Their names are checked before hours of work.
+        image_encoders = [ImageEncoder(model, device) for device in on]
+        about_latents = _latents(work, curated, pictures, image_encoders, settings, workers)
+        text_encoders = [TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device) for device in on]
+        about_text = _text(work, curated, text_encoders, settings)
+        rejects = write_rejects(work, about_latents, curated)
     finalise(work, about_latents, about_text)
     return summary(work, rejects)
 
 
 def _latents(
     work: Path,
-    curated: pa.Table,
+    curated: duckdb.DuckDBPyConnection,
     pictures: Corpus,
     encoders: Sequence[ImageEncoder],
     settings: CacheSettings,
@@ -84,7 +81,7 @@ def _latents(
     descriptions = {CacheLayout(work).latents(one): one for one in by_area(about)}
     lists = [WorkList(folder, ("image_id",), settings.shard_rows) for folder in descriptions]
     for images in lists:
-        images.extend(curated.select(["image_id", "locations"]))
+        images.extend(read(curated, "SELECT image_id, locations FROM curated"))
     writer = latents.LatentShards(pictures, encoders, descriptions, settings.batch, workers)
     shards = [shard for images in lists for shard in images.shards()]
     finish(shards, writer.write, "latents", "latents", note=lambda: busy(one.worker for one in encoders))
@@ -92,7 +89,7 @@ def _latents(
 
 
 def _text(
-    work: Path, captions: Mapping[str, pa.Table], encoders: Sequence[TextEncoder], settings: CacheSettings
+    work: Path, curated: duckdb.DuckDBPyConnection, encoders: Sequence[TextEncoder], settings: CacheSettings
 ) -> dict[str, Any]:
     """Encode captions; returns the description of the embeddings."""
     about = text.describe(encoders[0])
@@ -100,9 +97,10 @@ def _text(
     if not (folder / "shared.parquet").exists():
         text.write_shared(folder / "shared.parquet", encoders[0], about)
     writer = text.TextShards(encoders, about)
-    for variant, items in captions.items():
+    for variant in caption_variants(curated):
         texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
-        texts.extend(items)
+        query = f"SELECT image_id, caption_sha, text FROM captions WHERE variant = '{variant}' ORDER BY image_id"
+        texts.extend(read(curated, query))
         finish(texts.shards(), writer.write, variant, "captions", note=lambda: busy(one.worker for one in encoders))
     return about
 
@@ -120,32 +118,6 @@ def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
             "weights": weights_hash(model / "text_encoder", model / "tokenizer"),
         },
     }
-
-
-def read_curated(work: Path) -> pa.Table:
-    """The curated pictures: image_id, locations, captions. Raises UserError where there are none."""
-    parts = sorted((work / "curated").glob("part-*.parquet"))
-    if not parts:
-        raise UserError(f"{work}: there is no curated dataset; run `curate run SOURCE --work {work}` first")
-    columns = ["image_id", "locations", "captions"]
-    return pa.concat_tables([pq.read_table(part, columns=columns) for part in parts])
-
-
-def by_variant(curated: pa.Table) -> dict[str, pa.Table]:
-    """Captions (image_id, caption_sha, text) by variant, in the order of the image ids.
-
-    Raises UserError for a variant that cannot be the name of a folder.
-    """
-    connection = duckdb.connect()
-    connection.register("curated", curated)
-    connection.execute("CREATE VIEW captions AS SELECT image_id, unnest(captions, recursive := true) FROM curated")
-    connection.execute("SELECT DISTINCT variant FROM captions ORDER BY variant")
-    names = [name for (name,) in connection.fetchall()]
-    for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
-            raise UserError(f"caption variant {name!r}: name it with letters, digits, - and _ only")
-    query = "SELECT image_id, sha256(text) AS caption_sha, text FROM captions WHERE variant = ? ORDER BY image_id"
-    return {name: connection.sql(query, params=[name]).to_arrow_table() for name in names}
 
 
 def summary(work: Path, rejects: pa.Table) -> Summary:
