@@ -49,6 +49,23 @@ def train(
 
 
 @app.command()
+def audit(work: Work = Path("work"), name: Name = "default") -> None:
+    """Prove from the receipts of a run that it saw the samples of its plan."""
+    from train.audit import audit as replay
+
+    found = replay(work, name)
+    for problem in found.problems:
+        typer.echo(problem)
+    if found.problems:
+        typer.echo(f"{len(found.problems):,} of {found.steps:,} steps are not as planned")
+        raise typer.Exit(1)
+    typer.echo(
+        f"{found.steps:,} steps, {found.samples:,} samples, as planned: "
+        f"every picture was seen {found.fewest:,} to {found.most:,} times"
+    )
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder WORK/runs/NAME/checkpoints/STEP.")],
     out: Annotated[Path, typer.Argument(help="The folder to write.")],

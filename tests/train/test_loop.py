@@ -12,6 +12,7 @@ from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from PIL import Image
 
 from shared.errors import UserError
+from train.audit import audit
 from train.export import export_pipeline
 from train.metrics import read
 from train.run import start
@@ -70,6 +71,23 @@ def test_interrupted_equals_uninterrupted(train: Train, states: str):
     for file in ("transformer", "transformer_ema"):
         name = f"checkpoints/00000006/{file}/diffusion_pytorch_model.safetensors"
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_an_audit_finds_steps_that_are_not_as_planned(train: Train, cached: Path):
+    metrics = train("run") / "metrics.jsonl"
+    found = audit(cached, "run")
+    assert (found.steps, found.samples, found.problems) == (6, 30, [])
+    # 30 samples of 11 pictures.
+    assert (found.fewest, found.most) == (2, 3)
+    lines = metrics.read_text().splitlines(keepends=True)
+    other = json.loads(lines[4]) | {"samples": json.loads(lines[3])["samples"]}
+    metrics.write_text("".join([*lines[:4], json.dumps(other) + "\n", *lines[5:]]))
+    (problem,) = audit(cached, "run").problems
+    assert problem.startswith("step 4: saw samples of receipt")
+    metrics.write_text("".join(lines[:2] + lines[3:]))
+    assert audit(cached, "run").problems[0] == "line 3 of metrics.jsonl: step 3 where 2 belongs"
+    with pytest.raises(UserError, match="--name"):
+        audit(cached, "another")
 
 
 def test_micro_batches_and_recomputation_do_not_change_the_losses(train: Train):

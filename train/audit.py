@@ -1,0 +1,47 @@
+"""`train audit`: whether a run saw the samples of its plan, all of them and none twice, by the receipts of its steps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from shared.errors import UserError
+from train.cache.reader import CacheReader
+from train.data.plan import Plan, receipt
+from train.metrics import read
+from train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the records of a run say."""
+
+    steps: int
+    samples: int
+    """Seen in all steps together."""
+    fewest: int
+    """How often a picture was seen, at least."""
+    most: int
+    problems: list[str]
+    """Steps that are missing or saw other samples than planned, a line each."""
+
+
+def audit(work: Path, name: str) -> Audit:
+    """Replay the plan of the run `name` beside its metrics. Raises UserError where there is no run."""
+    folder = work / "runs" / name
+    records = read(folder / "metrics.jsonl")
+    if not records:
+        raise UserError(f"{folder}: no step is recorded there; give the --name of a run")
+    settings = TrainSettings.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    images = CacheReader(work).images
+    plan = Plan(seed=settings.seed, samples=images, batch=settings.batch)
+    seen, problems = np.zeros(images, np.int64), []
+    for step, record in enumerate(records):
+        planned = plan.step(step)
+        np.add.at(seen, planned, 1)
+        if record["step"] != step:
+            problems.append(f"line {step + 1} of metrics.jsonl: step {record['step']} where {step} belongs")
+        elif record["samples"] != receipt(planned):
+            problems.append(f"step {step}: saw samples of receipt {record['samples']}, planned is {receipt(planned)}")
+    return Audit(len(records), int(seen.sum()), int(seen.min()), int(seen.max()), problems)
