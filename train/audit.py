@@ -1,4 +1,4 @@
-"""`train audit`: whether a run saw the samples of its plan, each as often as it should, by the receipts of its steps."""
+"""`train audit`: whether a run saw the samples of its plan, by the receipts of its steps."""
 
 from dataclasses import dataclass
 from pathlib import Path
