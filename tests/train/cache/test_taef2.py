@@ -7,6 +7,7 @@ that it has in the middle; the test gives it to them.
 import hashlib
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,7 +80,9 @@ def test_real_pictures_come_back(model: Path, shared_data: Path, tmp_path: Path)
     ]
     encoder = ImageEncoder(model, CPU)
     settings = CacheSettings(areas=(256,))
-    about = runs._latents(tmp_path, pa.Table.from_pylist(rows), pictures, [encoder], settings, 1)
+    with duckdb.connect() as database:
+        database.register("curated", pa.Table.from_pylist(rows))
+        about = runs._latents(tmp_path, database, pictures, [encoder], settings, 1)
     assert (about["channels"], about["factor"]) == (32, 8)
     (shard,) = (tmp_path / "cache").glob("latents/*/part-*.parquet")
     decoder = AutoencoderTiny.from_pretrained(model, subfolder="vae").eval()
