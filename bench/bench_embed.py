@@ -17,6 +17,8 @@ import tarfile
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,16 @@ def plain(source: Path, done: dict[str, Path], model: str, count: int) -> float:
     clip, _, prepare = open_clip.create_model_and_transforms(model, device=devices()[0])
     clip.eval()
     head = torch.randn(clip.visual.output_dim if hasattr(clip.visual, "output_dim") else 1152, 1, device=devices()[0])
+
+    def score(image: Image.Image) -> None:
+        picture = prepare(image)[None].to(devices()[0])
+        (clip.encode_image(picture, normalize=True) @ head).item()
+
+    return one_by_one(source, done, count, score)
+
+
+def one_by_one(source: Path, done: dict[str, Path], count: int, look: Callable[[Image.Image], None]) -> float:
+    """Pictures per second that Pillow decodes and something looks at, one after the other."""
     places = pq.read_table(done["ingest"], columns=["location"])["location"].to_pylist()[: count + 3]
     files = Corpus(str(source))
     start = 0.0
@@ -175,24 +187,52 @@ def plain(source: Path, done: dict[str, Path], model: str, count: int) -> float:
         if number == 3:
             start = time.perf_counter()
         with Image.open(io.BytesIO(files.read(place))) as image, torch.inference_mode():
-            picture = prepare(image.convert("RGB"))[None].to(devices()[0])
-            (clip.encode_image(picture, normalize=True) @ head).item()
+            look(image.convert("RGB"))
     return (len(places) - 3) / (time.perf_counter() - start)
+
+
+def arguments(description: str | None, loop: int) -> argparse.ArgumentParser:
+    """What the benches of models that look at pictures can be told; the plain loop has `loop` pictures by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=128)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--decode", nargs="+", default=["gpu", "reduced"] if gpu else ["reduced", "full"])
+    parser.add_argument("--plain", type=int, default=loop)
+    return parser
+
+
+def place() -> str:
+    """Where it is measured."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def compare(
+    name: str,
+    model: Model,
+    loop: float,
+    source: Path,
+    done: dict[str, Path],
+    args: argparse.Namespace,
+    ours: Callable[[Decode], float],
+) -> None:
+    """Print the pictures per second of a model: alone, in a plain loop, in ours with each way to decode."""
+    model_alone = alone(model, args)
+    print(f"{name}: the model alone {model_alone:,.0f}/s, plain loop {loop:,.0f}/s")
+    for decode in args.decode:
+        found, rate = ours(decode), decoding(source, done, model.geometry, args, decode)
+        times = f"{found / loop:.1f} times the loop, {found / model_alone:.0%} of the model alone"
+        print(f"    ours, {decode}: {found:,.0f}/s, {times}; processes alone {rate:,.0f}/s", flush=True)
 
 
 def main() -> None:
     """All of them, on one corpus."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, 200)
     parser.add_argument("--model", nargs="+", default=["ViT-L-14"])
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shard-rows", type=int, default=4096)
-    gpu = torch.cuda.is_available()
-    parser.add_argument("--decode", nargs="+", default=["gpu", "reduced"] if gpu else ["reduced", "full"])
-    parser.add_argument("--plain", type=int, default=200)
     args = parser.parse_args()
-    place = torch.cuda.get_device_name() if gpu else "CPU"
-    print(f"{place}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(place())
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "source"
         source.mkdir()
@@ -202,15 +242,9 @@ def main() -> None:
             folder = Path(temporary) / name
             folder.mkdir()
             model = checkpoint(folder, name)
-            reference = plain(source, done, model, args.plain)
-            tower = load_tower(model, None)
-            model_alone = alone(tower, args)
-            print(f"{name}: the model alone {model_alone:,.0f}/s, plain loop {reference:,.0f}/s")
-            for decode in args.decode:
-                found = ours(source, done, model, args, decode=decode)
-                rate = decoding(source, done, tower.geometry, args, decode)
-                times = f"{found / reference:.1f} times the loop, {found / model_alone:.0%} of the model alone"
-                print(f"    ours, {decode}: {found:,.0f}/s, {times}; processes alone {rate:,.0f}/s", flush=True)
+            loop = plain(source, done, model, args.plain)
+            run = partial(ours, source, done, model, args)
+            compare(name, load_tower(model, None), loop, source, done, args, lambda decode, run=run: run(decode=decode))
 
 
 if __name__ == "__main__":

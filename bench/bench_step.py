@@ -99,14 +99,18 @@ def ours(
     return step
 
 
+def reference(config: DiTConfig) -> Lumina2Transformer2DModel:
+    """diffusers' model, recomputed in the backward pass."""
+    keys = ("cap_feat_dim", "hidden_size", "num_layers", "num_attention_heads", "num_kv_heads", "axes_dim_rope")
+    with DEVICE:
+        model = Lumina2Transformer2DModel(**{key: getattr(config, key) for key in keys})
+    model.enable_gradient_checkpointing()
+    return model
+
+
 def theirs(config: DiTConfig, work: Work, compiled: bool) -> Callable[[int], None]:
     """Steps of the reference, recomputed, captions padded to the longest."""
-    keys = ("hidden_size", "num_layers", "num_attention_heads", "num_kv_heads", "axes_dim_rope")
-    with DEVICE:
-        model = Lumina2Transformer2DModel(
-            cap_feat_dim=config.cap_feat_dim, **{key: getattr(config, key) for key in keys}
-        ).bfloat16()
-    model.enable_gradient_checkpointing()
+    model = reference(config).bfloat16()
     if compiled:
         for block in (*model.context_refiner, *model.noise_refiner, *model.layers):
             block.compile()
@@ -130,7 +134,7 @@ def measure(name: str, config: DiTConfig, step: Callable[[int], None], works: Se
     begin = time.perf_counter()
     for number in range(2 * len(works) if len(works) > 1 else 3):
         step(number)
-    wait(cuda)
+    wait()
     warm = time.perf_counter() - begin
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -138,7 +142,7 @@ def measure(name: str, config: DiTConfig, step: Callable[[int], None], works: Se
     begin = time.perf_counter()
     for number in range(steps):
         step(number)
-    wait(cuda)
+    wait()
     mean = (time.perf_counter() - begin) / steps
     images = sum(len(work.captions) for work in works) / len(works)
     tokens = sum(work.tokens for work in works) / len(works)
@@ -154,9 +158,9 @@ def measure(name: str, config: DiTConfig, step: Callable[[int], None], works: Se
         kernels(lambda: step(0))
 
 
-def wait(cuda: bool) -> None:
+def wait() -> None:
     """For the GPU."""
-    if cuda:
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 

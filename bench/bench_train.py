@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from bench_step import CONFIG, DEVICE, SMALL
-from diffusers import Lumina2Transformer2DModel
+from bench_step import CONFIG, DEVICE, SMALL, reference, wait
 from torch import Tensor
 
 from train import checkpoint, flow, loop
@@ -92,12 +91,7 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
 def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
     """Steps as the usual scripts make them: autocast, accelerate, gradient checkpointing."""
     accelerator = Accelerator(mixed_precision="bf16" if DEVICE.type == "cuda" else "no")
-    keys = ("hidden_size", "num_layers", "num_attention_heads", "num_kv_heads", "axes_dim_rope")
-    with DEVICE:
-        model = Lumina2Transformer2DModel(
-            cap_feat_dim=config.cap_feat_dim, **{key: getattr(config, key) for key in keys}
-        )
-    model.enable_gradient_checkpointing()
+    model = reference(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), eps=1e-15, weight_decay=0, fused=True)
     average = [parameter.detach().clone() for parameter in model.parameters()]
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -123,17 +117,11 @@ def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
         torch._foreach_lerp_(average, list(model.parameters()), 0.05)
 
     step(micro)
-    synchronize()
+    wait()
     begin = time.perf_counter()
     step(args.batch)
-    synchronize()
+    wait()
     report("diffusers, accelerate, batches of 8", args.batch / (time.perf_counter() - begin))
-
-
-def synchronize() -> None:
-    """Wait for the GPU."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def report(name: str, rate: float) -> None:
