@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 
 from shared.tensors import write_shard
 from train.cache import latents, text
+from train.cache.curated import open_curated
 from train.cache.manifest import CacheLayout, by_area, finalise
 from train.cache.reader import CacheReader
 from train.data.plan import Plan
@@ -100,7 +101,8 @@ def write_ours(folder: Path, number: int) -> None:
     (folder / "curated").mkdir()
     curated = pa.Table.from_pylist([{"image_id": f"{index:064x}", "captions": captions} for index in range(number)])
     pq.write_table(curated, folder / "curated" / "part-00000.parquet")
-    finalise(folder, ABOUT["latents"], ABOUT["text"])
+    with open_curated(folder) as curated:
+        finalise(folder, ABOUT["latents"], ABOUT["text"], curated)
 
 
 def tensor(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:

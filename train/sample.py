@@ -10,12 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from train import flow
+from train.cache.autoencoder import decode
+from train.cache.sheet import wrapped
 from train.data.random import normal, stream_key
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of, pack, unpatchify
 from train.settings import SampleSettings
 
 LABEL_HEIGHT = 46
+LINES = 3
+"""Of a label, at most."""
 
 
 @torch.no_grad()
@@ -59,16 +63,10 @@ def draw_latents(
     return list(x)
 
 
-@torch.no_grad()
 def decode_latents(vae: Any, latents: Sequence[Tensor]) -> list[Image.Image]:
     """Pictures from latents in the model's scale, through an `AutoencoderKL`."""
-    pictures = []
-    for latent in latents:
-        scaled = latent / vae.config.scaling_factor + vae.config.shift_factor
-        pixels = vae.decode(scaled[None].to(vae.dtype)).sample[0].float()
-        values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-        pictures.append(Image.fromarray(values.cpu().numpy()))
-    return pictures
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+    return [Image.fromarray(decode(vae, latent / scale + shift)) for latent in latents]
 
 
 def grid_picture(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Image.Image:
@@ -82,17 +80,11 @@ def grid_picture(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Imag
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = index % columns * width, index // columns * height
         sheet.paste(picture, (x + 2, y + 2))
-        pen.multiline_text((x + 2, y + picture.height + 4), _wrapped(label, width - 4, font), "black", font, spacing=1)
+        pen.multiline_text(
+            (x + 2, y + picture.height + 4),
+            "\n".join(wrapped(label, width - 4, font)[:LINES]),
+            "black",
+            font,
+            spacing=1,
+        )
     return sheet
-
-
-def _wrapped(text: str, width: int, font: Any, lines: int = 3) -> str:
-    """The text cut into at most `lines` lines of `width` pixels."""
-    result, line = [], ""
-    for word in text.split():
-        longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > width:
-            result.append(line)
-            longer = word
-        line = longer
-    return "\n".join([*result, line][:lines])

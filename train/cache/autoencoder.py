@@ -15,7 +15,7 @@ from torch import Tensor
 from shared.device import Pending, Worker
 from shared.errors import UserError
 from train.cache.compute import compute_dtype, configure_compiler
-from train.cache.hub import weights_hash
+from train.cache.hub import vae_hash
 
 AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 """Classes of diffusers, by the name in `vae/config.json`."""
@@ -31,9 +31,9 @@ class ImageEncoder:
         """Loads MODEL/vae. Raises UserError for a class of autoencoder or weights that do not fit."""
         self.worker = Worker(device)
         self._dtype = compute_dtype(device)
-        name, vae = _autoencoder(model / "vae", self._dtype)
+        vae = load_autoencoder(model / "vae", self._dtype)
         config = vae.config
-        self._tiny = name == "AutoencoderTiny"
+        self._tiny = isinstance(vae, AutoencoderTiny)
         self._vae = vae.to(device).eval().requires_grad_(False)
         self._function, self._warm = self._plain, True
         if device.type == "cuda":
@@ -41,8 +41,8 @@ class ImageEncoder:
         self.factor: int = 2 ** (len(config.block_out_channels) - 1)
         """Pixels per latent, along a side."""
         self.description: dict[str, Any] = {
-            "encoder": name,
-            "weights": weights_hash(model / "vae"),
+            "encoder": type(vae).__name__,
+            "weights": vae_hash(model),
             "compute": str(self._dtype).removeprefix("torch."),
             "channels": config.latent_channels,
             "factor": self.factor,
@@ -108,8 +108,8 @@ class _PlainAttention:
         return result
 
 
-def _autoencoder(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
-    """The name of an autoencoder's class, and the autoencoder."""
+def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
+    """An autoencoder of diffusers. Raises UserError for a class or weights that do not fit."""
     name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     if name not in AUTOENCODERS:
         raise UserError(f"{folder}: autoencoder {name!r}; this version knows {' and '.join(AUTOENCODERS)}")
@@ -117,4 +117,13 @@ def _autoencoder(folder: Path, dtype: torch.dtype) -> tuple[str, Any]:
     if wrong := [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in about[kind]]:
         # diffusers would go on with random weights, or without some.
         raise UserError(f"{folder}: {len(wrong)} weights do not fit diffusers' {name}, such as {wrong[0]}")
-    return name, vae
+    return vae
+
+
+@torch.no_grad()
+def decode(vae: Any, latent: Tensor) -> NDArray[np.uint8]:
+    """The picture (height, width, 3) of a latent (channels, rows, columns), neither shifted nor scaled."""
+    pixels = vae.decode(latent[None].to(vae.dtype)).sample[0].float()
+    values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    picture: NDArray[np.uint8] = values.cpu().numpy()
+    return picture

@@ -8,7 +8,7 @@ from typing import Any
 from shared.errors import UserError
 from shared.fingerprint import differences, fingerprint
 from shared.tensors import CorruptTensor, description
-from train.cache.hub import weights_hash
+from train.cache.hub import text_hash, vae_hash
 from train.cache.manifest import CacheLayout
 from train.cache.settings import CacheSettings
 
@@ -17,13 +17,13 @@ About = dict[str, Any]
 
 def latents_of(layout: CacheLayout, area: int, model: Path | None) -> list[About]:
     """The kinds of latents of an area of which there are shards; of a model folder, where one is given."""
-    weights = {} if model is None else {"weights": weights_hash(model / "vae")}
+    weights = {} if model is None else {"weights": vae_hash(model)}
     return _matching(layout.root, "latents/*/part-*.parquet", {"area": area, **weights})
 
 
 def text_of(layout: CacheLayout, settings: CacheSettings, model: Path | None) -> list[About]:
     """The kinds of embeddings of which there are shards, as `latents_of`."""
-    weights = {} if model is None else {"weights": weights_hash(model / "text_encoder", model / "tokenizer")}
+    weights = {} if model is None else {"weights": text_hash(model)}
     wanted = {"prompt_prefix": settings.prompt_prefix, "max_tokens": settings.max_tokens}
     return _matching(layout.root, "text/*/shared.parquet", wanted | weights)
 

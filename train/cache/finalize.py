@@ -22,7 +22,7 @@ def finalize(work: Path, settings: CacheSettings, model: Path | None = None) -> 
     try:
         with open_curated(work) as curated:
             write_rejects(work, latents, curated)
-        identity = finalise(work, latents, text)
+            identity = finalise(work, latents, text, curated)
     except CorruptTensor as error:
         raise UserError(f"{error}\ndelete that file and run `cache-latents`") from None
     return identity, list(miscounted_parts(layout, {"latents": latents, "text": text}, set()))

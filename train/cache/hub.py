@@ -43,3 +43,13 @@ def weights_hash(*folders: Path) -> str:
             if path.is_file():
                 digest.update(f"{folder.name}/{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def vae_hash(model: Path) -> str:
+    """`weights_hash` of what makes the latents."""
+    return weights_hash(model / "vae")
+
+
+def text_hash(model: Path) -> str:
+    """`weights_hash` of what makes the embeddings."""
+    return weights_hash(model / "text_encoder", model / "tokenizer")

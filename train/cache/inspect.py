@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,8 +12,9 @@ from shared.corpus import Corpus
 from shared.errors import UserError
 from shared.files import atomic_file
 from shared.images import Unreadable
-from shared.stages import sql
-from train.cache.hub import weights_hash
+from train.cache.autoencoder import decode, load_autoencoder
+from train.cache.curated import open_curated
+from train.cache.hub import vae_hash
 from train.cache.pictures import Prepared, prepare
 from train.cache.reader import CacheReader
 from train.cache.sheet import Caption, sheet
@@ -48,13 +47,11 @@ def inspect(work: Path, pictures: Corpus, model: Path, which: str, area: int | N
     Raises UserError where there is no such picture in the cache, where its file cannot be read any more, and where the
     cache was made with another autoencoder.
     """
-    reader = CacheReader(work, {"latents": {"weights": weights_hash(model / "vae")}}, area)
+    reader = CacheReader(work, {"latents": {"weights": vae_hash(model)}}, area)
     index = find(reader, which)
     image_id = reader.image_id(index)
-    with duckdb.connect() as database:
-        curated = f"read_parquet('{sql(work / 'curated')}/part-*.parquet')"
-        query = f"SELECT locations, captions FROM {curated} WHERE image_id = ?"
-        row = database.execute(query, [image_id]).fetchone()
+    with open_curated(work) as curated:
+        row = curated.execute("SELECT locations, captions FROM curated WHERE image_id = ?", [image_id]).fetchone()
     if row is None:
         raise UserError(f"image {image_id}: is in the cache, but not in {work}/curated; run `cache-latents` again")
     locations, captions = row
@@ -69,7 +66,7 @@ def inspect(work: Path, pictures: Corpus, model: Path, which: str, area: int | N
         location=locations[0],
         area=reader.area,
         source=source,
-        decoded=_decoded(model, latent),
+        decoded=decode(load_autoencoder(model / "vae", torch.float32), latent),
         latent=tuple(latent.shape),
         captions=tuple(
             Caption(name, texts.get(name, ""), reader.text_tokens(index, name)) for name in reader.variants(index)
@@ -92,14 +89,6 @@ def find(reader: CacheReader, which: str) -> int:
             + (f" ({several} ...); give more of it" if several else f"; indices go from 0 to {reader.images - 1}")
         )
     return found[0]
-
-
-@torch.no_grad()
-def _decoded(model: Path, latent: torch.Tensor) -> NDArray[np.uint8]:
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae").eval()
-    pixels = vae.decode(latent[None].to(vae.dtype)).sample[0].float()
-    values: NDArray[np.uint8] = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    return values
 
 
 def write(found: Inspected, path: Path) -> None:

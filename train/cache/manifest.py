@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from shared.errors import UserError
 from shared.files import atomic_file, atomic_folder, file_sha256
 from shared.fingerprint import differences, fingerprint
-from shared.stages import sql
 from shared.tensors import CorruptTensor, Page, description, pages
 from train.cache.store import cache_store
 
@@ -51,20 +50,18 @@ def by_area(latents: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**common, "area": area} for area in latents["areas"]]
 
 
-def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
-    """Write WORK/cache/manifest for the pictures and captions that are curated now; returns its identity.
+def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any], curated: duckdb.DuckDBPyConnection) -> str:
+    """Write WORK/cache/manifest for the pictures and captions that are `curated` now; returns its identity.
 
     `latents` and `text` describe the encoders, as they stand in their shards. Pictures that lack
     the latent of an area are left out; they stand in rejects.parquet with a reason. So the rows of every area are those
     of the same images in the same order.
     """
     layout = CacheLayout(work)
-    connection = duckdb.connect()
-    connection.execute(f"CREATE VIEW curated AS SELECT * FROM read_parquet('{sql(work / 'curated')}/part-*.parquet')")
-    connection.register("latent_places", _table(_latent_places(layout, latents), LATENTS))
-    connection.register("text_places", _table(_text_places(layout, text), TEXTS))
+    curated.register("latent_places", _table(_latent_places(layout, latents), LATENTS))
+    curated.register("text_places", _table(_text_places(layout, text), TEXTS))
     areas = len(latents["areas"])
-    connection.execute(
+    curated.execute(
         f"""
         CREATE VIEW images AS
         SELECT image_id, row_number() OVER (ORDER BY image_id) - 1 AS image
@@ -72,18 +69,15 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any]) -> str:
         """
     )
     tables = {
-        "latents": connection.sql(
+        "latents": curated.sql(
             "SELECT * FROM latent_places SEMI JOIN images USING (image_id) ORDER BY area, image_id"
         ).to_arrow_table(),
-        "text": connection.sql(
+        "text": curated.sql(
             """
-            WITH captions AS (
-                SELECT image_id, unnest(captions, recursive := true) FROM curated
-            )
             SELECT image::INTEGER AS image, p.* EXCLUDE (image_id, caption_sha)
             FROM text_places p
-            JOIN captions c ON c.image_id = p.image_id AND c.variant = p.variant AND sha256(c.text) = p.caption_sha
-            JOIN images ON images.image_id = p.image_id
+            JOIN captions USING (image_id, variant, caption_sha)
+            JOIN images USING (image_id)
             ORDER BY image, variant
             """
         ).to_arrow_table(),

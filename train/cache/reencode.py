@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch import Tensor
 from shared.corpus import Corpus
 from shared.images import Unreadable
 from shared.progress import Meter
-from shared.stages import sql
 from shared.tensors import CorruptTensor
 from train.cache.autoencoder import ImageEncoder
 from train.cache.compute import default_device
-from train.cache.hub import weights_hash
+from train.cache.curated import open_curated
+from train.cache.hub import text_hash, vae_hash
 from train.cache.manifest import read_about
 from train.cache.pictures import prepare
 from train.cache.reader import CacheReader
@@ -35,20 +34,15 @@ def reencoded(work: Path, pictures: Corpus, model: Path, number: int) -> list[st
 
     They are evenly spread over the cache. Raises UserError where the cache was made with other weights.
     """
-    weights = {
-        "latents": {"weights": weights_hash(model / "vae")},
-        "text": {"weights": weights_hash(model / "text_encoder", model / "tokenizer")},
-    }
-    about = read_about(work, weights)
+    about = read_about(work, {"latents": {"weights": vae_hash(model)}, "text": {"weights": text_hash(model)}})
     readers = [CacheReader(work, area=area) for area in about["latents"]["areas"]]
     indices = _spread(readers[0].images, number)
-    with duckdb.connect() as database:
+    with open_curated(work) as database:
         database.register(
             "wanted", {"image_id": np.array([readers[0].image_id(int(i)) for i in indices], dtype=object)}
         )
         found = database.execute(
-            f"SELECT image_id, locations, captions FROM read_parquet('{sql(work / 'curated')}/part-*.parquet')"
-            " SEMI JOIN wanted USING (image_id)"
+            "SELECT image_id, locations, captions FROM curated SEMI JOIN wanted USING (image_id)"
         ).fetchall()
     curated = {image_id: (locations, captions) for image_id, locations, captions in found}
     problems: list[str] = []

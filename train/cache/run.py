@@ -21,7 +21,7 @@ from shared.worklist import WorkList, finish
 from train.cache import latents, text
 from train.cache.autoencoder import ImageEncoder
 from train.cache.curated import caption_variants, open_curated
-from train.cache.hub import weights_hash
+from train.cache.hub import text_hash, vae_hash
 from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
 from train.cache.settings import CacheSettings
 from train.cache.text_encoder import TextEncoder
@@ -58,13 +58,13 @@ def cache(
     on = on or devices()
     workers = workers or os.cpu_count() or 1
     with open_curated(work) as curated:
-        caption_variants(curated)  # Their names are checked before hours of work.
+        variants = caption_variants(curated)  # Their names are checked before hours of work.
         image_encoders = [ImageEncoder(model, device) for device in on]
         about_latents = _latents(work, curated, pictures, image_encoders, settings, workers)
         text_encoders = [TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device) for device in on]
-        about_text = _text(work, curated, text_encoders, settings)
+        about_text = _text(work, curated, variants, text_encoders, settings)
         rejects = write_rejects(work, about_latents, curated)
-    finalise(work, about_latents, about_text)
+        finalise(work, about_latents, about_text, curated)
     return summary(work, rejects)
 
 
@@ -89,7 +89,11 @@ def _latents(
 
 
 def _text(
-    work: Path, curated: duckdb.DuckDBPyConnection, encoders: Sequence[TextEncoder], settings: CacheSettings
+    work: Path,
+    curated: duckdb.DuckDBPyConnection,
+    variants: Sequence[str],
+    encoders: Sequence[TextEncoder],
+    settings: CacheSettings,
 ) -> dict[str, Any]:
     """Encode captions; returns the description of the embeddings."""
     about = text.describe(encoders[0])
@@ -97,7 +101,7 @@ def _text(
     if not (folder / "shared.parquet").exists():
         text.write_shared(folder / "shared.parquet", encoders[0], about)
     writer = text.TextShards(encoders, about)
-    for variant in caption_variants(curated):
+    for variant in variants:
         texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
         query = f"SELECT image_id, caption_sha, text FROM captions WHERE variant = '{variant}' ORDER BY image_id"
         texts.extend(read(curated, query))
@@ -111,23 +115,23 @@ def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
     For `CacheReader`, which refuses one that was made otherwise.
     """
     return {
-        "latents": {"areas": list(settings.areas), "weights": weights_hash(model / "vae")},
+        "latents": {"areas": list(settings.areas), "weights": vae_hash(model)},
         "text": {
             "prompt_prefix": settings.prompt_prefix,
             "max_tokens": settings.max_tokens,
-            "weights": weights_hash(model / "text_encoder", model / "tokenizer"),
+            "weights": text_hash(model),
         },
     }
 
 
 def summary(work: Path, rejects: pa.Table) -> Summary:
     """Count what the manifest lists."""
-    manifest = CacheLayout(work).manifest
+    manifest, about = CacheLayout(work).manifest, read_about(work)
     pictures = pq.read_table(manifest / "latents.parquet", columns=["length"])
     texts = pq.read_table(manifest / "text.parquet", columns=["variant", "length", "cut"])
     return Summary(
-        identity=read_about(work)["identity"],
-        images=read_about(work)["images"],
+        identity=about["identity"],
+        images=about["images"],
         captions=Counter(texts["variant"].to_pylist()),
         cut=pc.sum(texts["cut"]).as_py() or 0,
         rejects=Counter(rejects["reason"].to_pylist()),

@@ -16,7 +16,7 @@ from shared.device import Pending, Worker
 from shared.errors import UserError
 from shared.progress import console
 from train.cache.compute import compute_dtype, configure_compiler
-from train.cache.hub import weights_hash
+from train.cache.hub import text_hash
 
 logging.disable_progress_bar()  # Its bars for loading and saving files would stand between ours.
 
@@ -56,7 +56,7 @@ class TextEncoder:
                 layer.compile(dynamic=True)
         self.description: dict[str, Any] = {
             "encoder": type(encoder).__name__,
-            "weights": weights_hash(folder, model / "tokenizer"),
+            "weights": text_hash(model),
             "compute": str(dtype).removeprefix("torch."),
             "attention": attention,
             "hidden_state": -2,

@@ -108,8 +108,8 @@ def test_flipped_prefix_is_found_and_named(cached: Path):
 
 
 def test_an_object_store(cached: Path, s3: str, upload: Callable[[Path, str], None]):
-    upload(cached / "cache", f"{s3}/work/cache")
-    local, remote = CacheReader(cached), pickle.loads(pickle.dumps(CacheReader(f"{s3}/work")))
+    upload(cached / "cache", f"{s3}/job/cache")
+    local, remote = CacheReader(cached), pickle.loads(pickle.dumps(CacheReader(f"{s3}/job")))
     assert (remote.identity, remote.images) == (local.identity, local.images)
     with ThreadPoolExecutor(8) as pool:
         for index, found in enumerate(pool.map(remote.latent, list(range(local.images)) * 3)):
@@ -125,16 +125,16 @@ def test_an_object_store(cached: Path, s3: str, upload: Callable[[Path, str], No
 def in_memory(cached: Path) -> Iterator[str]:
     """The cache in fsspec's file system of this process's memory."""
     files = fsspec.filesystem("memory")
-    files.put(str(cached / "cache"), "/work/cache", recursive=True)
-    yield "memory://work"
-    files.rm("/work", recursive=True)
+    files.put(str(cached / "cache"), "/job/cache", recursive=True)
+    yield "memory://job"
+    files.rm("/job", recursive=True)
 
 
 def test_damage_in_an_object_store_is_named(cached: Path, in_memory: str):
     files = fsspec.filesystem("memory")
     found = CacheReader(in_memory)
     place = pq.read_table(CacheLayout(cached).manifest / "latents.parquet").to_pylist()[5]
-    path = f"/work/cache/{place['file']}"
+    path = f"/job/cache/{place['file']}"
     whole = files.cat_file(path)
     named = f"{in_memory}/cache/{place['file']} row {place['row']}, image {place['image_id']}: "
 

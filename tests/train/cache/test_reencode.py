@@ -70,6 +70,6 @@ def test_several_areas(cached: Path, tiny_model: Path):
 
 
 def test_another_model(cached: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reencode, "weights_hash", lambda *_: "0123456789abcdef")
+    monkeypatch.setattr(reencode, "vae_hash", lambda *_: "0123456789abcdef")
     with pytest.raises(UserError, match=r"latents\.weights: expected "):
         again(cached, tiny_model)

@@ -11,7 +11,8 @@ import pytest
 from shared.tensors import CorruptTensor
 from tests.train.cache.test_cache import flip, latent_parts
 from tests.train.conftest import SIZES, add_pictures
-from train.cache.manifest import CacheLayout, read_about
+from train.cache.curated import open_curated
+from train.cache.manifest import CacheLayout, finalise, read_about
 from train.cache.reader import CacheReader
 from train.cache.verify import verify
 
@@ -114,10 +115,9 @@ def places_of(work: Path) -> list[dict[str, object]]:
 
 
 def refinalise(work: Path) -> None:
-    from train.cache.manifest import finalise
-
     about = read_about(work)
-    finalise(work, about["latents"], about["text"])
+    with open_curated(work) as curated:
+        finalise(work, about["latents"], about["text"], curated)
 
 
 def test_another_shard_in_its_place(cached: Path):
