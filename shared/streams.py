@@ -2,11 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
@@ -16,6 +18,18 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := following.result()) is not None:
             following = thread.submit(next, items, None)
             yield item
+
+
+def one_behind(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`function` of each item, computed by a thread while the next item is waited for."""
+    running: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        for item in items:
+            running.append(thread.submit(function, item))
+            if len(running) > 1:
+                yield running.popleft().result()
+        for last in running:
+            yield last.result()
 
 
 class Shared(Iterator[T]):

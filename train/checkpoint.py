@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from shared.errors import UserError
 from shared.files import atomic_folder
 from shared.fingerprint import differences
-from train.ema import Ema
+from train.ema import Ema, copy_into
 from train.model.config import DiTConfig
 from train.model.weights import from_diffusers, load_state, save_transformer
 from train.optimizer import restore_state, state_tensors
@@ -83,12 +83,6 @@ def load(path: Path, expected: State, weights: Weights, ema: Ema, optimizer: tor
             + "\nset these back, or start a run of its own with --name"
         )
     restore_state(load_file(path / "optimizer.safetensors"), weights, optimizer)
-    _restore_weights(from_diffusers(load_state(path / "transformer")), weights)
-    ema.load(from_diffusers(load_state(path / "transformer_ema")))
+    copy_into(weights, from_diffusers(load_state(path / "transformer")))
+    copy_into(ema.average, from_diffusers(load_state(path / "transformer_ema")))
     return step
-
-
-@torch.no_grad()
-def _restore_weights(tensors: Mapping[str, Tensor], weights: Weights) -> None:
-    for name, weight in weights.items():
-        weight.copy_(tensors[name])

@@ -24,23 +24,20 @@ class Ema:
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self._weights.values()), 1 - decay)
 
-    def load(self, average: dict[str, Tensor]) -> None:
-        """Take over saved averages."""
-        for name, tensor in self.average.items():
-            tensor.copy_(average[name])
-
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Let the model hold the averages for a while, for drawing samples."""
-        raw = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        _copy(self.average, model)
+        parameters = dict(model.named_parameters())
+        raw = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        copy_into(parameters, self.average)
         try:
             yield
         finally:
-            _copy(raw, model)
+            copy_into(parameters, raw)
 
 
 @torch.no_grad()
-def _copy(values: Mapping[str, Tensor], model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(values[name])
+def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Give tensors the values of the same names."""
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])

@@ -6,7 +6,6 @@ the device does not wait between two.
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -19,7 +18,7 @@ from torch import Tensor
 from shared.corpus import Corpus
 from shared.device import Pending, tell_waiting
 from shared.files import file_sha256
-from shared.streams import Shared, merged, one_ahead
+from shared.streams import Shared, merged, one_ahead, one_behind
 from shared.tensors import write_shard
 from shared.vision.feeder import Item
 from shared.worklist import Shard
@@ -127,17 +126,15 @@ class LatentShards:
 
     def _encode(self, waiting: Iterator[Task], feeder: Feeder, encoder: ImageEncoder) -> Iterator[Shard]:
         brought = one_ahead(_brought(_batched(_decoded(waiting, feeder), self.batch), encoder))
-        writing: deque[Future[list[Shard]]] = deque()
-        with ThreadPoolExecutor(1) as thread:
-            for task, batches in groupby(_computed(brought, encoder), key=lambda computed: computed[0].task):
-                rows = {place: row for batch, latents in batches for place, row in _rows(batch, latents)}
-                writing.append(thread.submit(self._finish, task, rows))
-                if len(writing) > 1:
-                    yield from writing.popleft().result()
-            for written in writing:
-                yield from written.result()
+        found = (
+            (task, {place: row for batch, latents in batches for place, row in _rows(batch, latents)})
+            for task, batches in groupby(_computed(brought, encoder), key=lambda computed: computed[0].task)
+        )
+        for shards in one_behind(self._finish, found):
+            yield from shards
 
-    def _finish(self, task: Task, rows: dict[Place, dict[str, Any]]) -> list[Shard]:
+    def _finish(self, found: tuple[Task, dict[Place, dict[str, Any]]]) -> list[Shard]:
+        task, rows = found
         for area, shard in enumerate(task.shards):
             places = sorted(place for place in rows if place.area == area)
             batches = (pa.RecordBatch.from_pylist([rows.pop(place)], SCHEMA) for place in places)

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from shared.device import Pending, tell_waiting
-from shared.streams import Shared, merged, one_ahead
+from shared.streams import Shared, merged, one_ahead, one_behind
 from shared.tensors import write_shard
 from shared.worklist import Shard
 from train.cache.bfloat16 import to_bytes
@@ -77,17 +76,14 @@ class TextShards:
 
     def _encode(self, shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Shard]:
         computed = _computed(one_ahead(_brought(shards, encoder)), encoder)
-        writing: deque[Future[Shard]] = deque()
-        with ThreadPoolExecutor(1) as thread:
-            for shard, packs in groupby(computed, key=lambda pack: pack.shard):
-                rows = [row for pack in packs for row in _rows(pack, encoder)]
-                writing.append(thread.submit(self._finish, shard, rows))
-                if len(writing) > 1:
-                    yield writing.popleft().result()
-            for written in writing:
-                yield written.result()
+        found = (
+            (shard, [row for pack in packs for row in _rows(pack, encoder)])
+            for shard, packs in groupby(computed, key=lambda pack: pack.shard)
+        )
+        yield from one_behind(self._finish, found)
 
-    def _finish(self, shard: Shard, rows: list[dict[str, Any]]) -> Shard:
+    def _finish(self, found: tuple[Shard, list[dict[str, Any]]]) -> Shard:
+        shard, rows = found
         write_shard(shard.part, (pa.RecordBatch.from_pylist([row], SCHEMA) for row in rows), SCHEMA, self.description)
         return shard
 
