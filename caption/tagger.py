@@ -85,9 +85,9 @@ class Vocabulary:
             limit = gaps(found[:, where])[:, None] if mcut else thresholds[category]
             given[:, where] = found[:, where] >= limit
         given &= np.asarray(valid)[:, None]
-        order = np.argsort(-found, axis=1, kind="stable")
-        rows, ranks = np.nonzero(np.take_along_axis(given, order, axis=1))
-        tags = order[rows, ranks]
+        rows, tags = np.nonzero(given)  # Few of many: only these are put in order.
+        order = np.lexsort((-found[rows, tags], rows))
+        rows, tags = rows[order], tags[order]
         values = pa.StructArray.from_arrays(
             [
                 pa.array(self.names[tags]),

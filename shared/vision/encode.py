@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.device import Pending, tell_waiting
-from shared.streams import Shared, merged, one_ahead
+from shared.streams import Shared, merged, one_ahead, one_behind
 from shared.vision.feeder import Batch, Feeder, Item, Problem
 from shared.vision.forward import Forward
 from shared.worklist import Shard
@@ -44,9 +44,13 @@ def encode(
 
 def _encode(shards: Iterator[Shard], feeder: Feeder, forward: Forward, batch: int, write: Write) -> Iterator[Shard]:
     brought = one_ahead(_brought(_decoded(shards, feeder, batch), feeder, forward))
-    for shard, parts in groupby(_computed(brought, forward), key=lambda part: part.shard):
-        write(shard, list(parts))
-        yield shard
+
+    def finish(found: tuple[Shard, list[Encoded]]) -> Shard:
+        write(*found)
+        return found[0]
+
+    found = groupby(_computed(brought, forward), key=lambda part: part.shard)
+    yield from one_behind(finish, ((shard, list(parts)) for shard, parts in found))
 
 
 Decoded = tuple[Shard, Sequence[Item], Batch]

@@ -8,24 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.device import Pending, Worker
 from shared.errors import UserError
 from train.cache.compute import compute_dtype, configure_compiler
+from train.cache.fused import fuse
 from train.cache.hub import vae_hash
 
 AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 """Classes of diffusers, by the name in `vae/config.json`."""
 
-FUSED = 256**2
-"""Latents of a picture from which on its autoencoder's attention is fused, for its scores would take 8 GB."""
-
 
 class ImageEncoder:
-    """An autoencoder of diffusers: pictures to latents. On a GPU it is compiled, once for all shapes."""
+    """An autoencoder of diffusers: pictures to latents."""
 
     def __init__(self, model: Path, device: torch.device) -> None:
         """Loads MODEL/vae. Raises UserError for a class of autoencoder or weights that do not fit."""
@@ -35,9 +32,9 @@ class ImageEncoder:
         config = vae.config
         self._tiny = isinstance(vae, AutoencoderTiny)
         self._vae = vae.to(device).eval().requires_grad_(False)
-        self._function, self._warm = self._plain, True
-        if device.type == "cuda":
-            self._optimise()
+        if not self._tiny:
+            configure_compiler()
+            fuse(vae.encoder)
         self.factor: int = 2 ** (len(config.block_out_channels) - 1)
         """Pixels per latent, along a side."""
         self.description: dict[str, Any] = {
@@ -68,44 +65,10 @@ class ImageEncoder:
 
     @torch.no_grad()
     def _compute(self, pixels: Tensor) -> Tensor:
-        if not self._warm:
-            self._warm_up(pixels)
-        return self._function(pixels)
-
-    def _plain(self, pixels: Tensor) -> Tensor:
         inputs = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(self._dtype)
         encoded = self._vae.encode(inputs)
         mean: Tensor = encoded.latents if self._tiny else encoded.latent_dist.mean
         return mean.contiguous()
-
-    def _optimise(self) -> None:
-        self._vae.to(memory_format=torch.channels_last)
-        for module in self._vae.modules():
-            if isinstance(module, Attention):
-                module.set_processor(_PlainAttention())
-        configure_compiler()
-        self._function, self._warm = torch.compile(self._plain, dynamic=True), False
-
-    def _warm_up(self, pixels: Tensor) -> None:
-        """Compile for one picture and for several, of sides that the compiler cannot take for equal."""
-        self._warm = True
-        _, height, width, _ = pixels.shape
-        wide = width + 32 * (height == width)
-        for rows in (2, 1):
-            self._function(pixels.new_zeros(rows, height, wide, 3))
-
-
-class _PlainAttention:
-    """Two matrix products: PyTorch's fused attention is slow for the single head of 512 in FLUX's autoencoder."""
-
-    def __init__(self) -> None:
-        self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
-
-    def __call__(self, attention: Attention, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`hidden` is (pictures, channels, height, width)."""
-        attend = self._plain if hidden[0, 0].numel() < FUSED else self._fused
-        result: Tensor = attend(attention, hidden, *args, **kwargs)
-        return result
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:

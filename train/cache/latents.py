@@ -23,7 +23,7 @@ from shared.tensors import write_shard
 from shared.vision.feeder import Item
 from shared.worklist import Shard
 from train.cache.autoencoder import ImageEncoder
-from train.cache.bfloat16 import to_bytes
+from train.cache.bfloat16 import is_finite, record_batch
 from train.cache.feeder import Feeder, Feeding
 from train.cache.pictures import RESIZE, Prepared
 from train.cache.settings import CacheSettings
@@ -137,7 +137,7 @@ class LatentShards:
         task, rows = found
         for area, shard in enumerate(task.shards):
             places = sorted(place for place in rows if place.area == area)
-            batches = (pa.RecordBatch.from_pylist([rows.pop(place)], SCHEMA) for place in places)
+            batches = (record_batch([rows.pop(place)], SCHEMA) for place in places)
             about = self.descriptions[shard.part.parent] | {"rejects": task.rejects}
             write_shard(shard.part, batches, SCHEMA, about)
         return task.shards
@@ -217,14 +217,14 @@ def _taken(batch: Batch, pending: Pending | None) -> tuple[Batch, Sequence[Tenso
 def _rows(batch: Batch, latents: Sequence[Tensor]) -> Iterator[tuple[Place, dict[str, Any]]]:
     for (place, picture), latent in zip(batch.pictures, latents, strict=True):
         image_id = batch.task.items[place.item]["image_id"]
-        if not latent.isfinite().all():
+        if not is_finite(latent):
             raise RuntimeError(f"image {image_id}: the autoencoder gave numbers that are not finite")
         channels, height, width = latent.shape
         yield (
             place,
             {
                 "image_id": image_id,
-                "latent": to_bytes(latent),
+                "latent": latent,
                 "channels": channels,
                 "height": height,
                 "width": width,

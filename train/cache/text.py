@@ -14,7 +14,7 @@ from shared.device import Pending, tell_waiting
 from shared.streams import Shared, merged, one_ahead, one_behind
 from shared.tensors import write_shard
 from shared.worklist import Shard
-from train.cache.bfloat16 import to_bytes
+from train.cache.bfloat16 import is_finite, record_batch
 from train.cache.text_encoder import TextEncoder, packs
 
 FORMAT = 2
@@ -52,10 +52,10 @@ def write_shared(path: Path, encoder: TextEncoder, description: dict[str, Any]) 
     # The encoder is causal: the prefix has the same rows in front of any caption.
     prefix = encoder.encode(["."])[0][: len(encoder.shared)]
     rows = [
-        {"name": name, "embedding": to_bytes(embedding), "tokens": len(embedding)}
+        {"name": name, "embedding": embedding, "tokens": len(embedding)}
         for name, embedding in (("prefix", prefix), ("empty", encoder.encode([""])[0]))
     ]
-    write_shard(path, [pa.RecordBatch.from_pylist(rows, SHARED_SCHEMA)], SHARED_SCHEMA, description)
+    write_shard(path, [record_batch(rows, SHARED_SCHEMA)], SHARED_SCHEMA, description)
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class TextShards:
     def _encode(self, shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Shard]:
         computed = _computed(one_ahead(_brought(shards, encoder)), encoder)
         found = (
-            (shard, [row for pack in packs for row in _rows(pack, encoder)])
+            (shard, [record_batch(list(_rows(pack, encoder)), SCHEMA) for pack in packs])
             for shard, packs in groupby(computed, key=lambda pack: pack.shard)
         )
         yield from one_behind(self._finish, found)
 
-    def _finish(self, found: tuple[Shard, list[dict[str, Any]]]) -> Shard:
-        shard, rows = found
-        write_shard(shard.part, (pa.RecordBatch.from_pylist([row], SCHEMA) for row in rows), SCHEMA, self.description)
+    def _finish(self, found: tuple[Shard, list[pa.RecordBatch]]) -> Shard:
+        shard, batches = found
+        write_shard(shard.part, batches, SCHEMA, self.description)
         return shard
 
 
@@ -126,14 +126,14 @@ def _rows(pack: Pack, encoder: TextEncoder) -> Iterator[dict[str, Any]]:
     prefix = encoder.shared
     embeddings = pack.tensor.split([len(ids) for ids in pack.ids])
     for item, ids, embedding in zip(pack.items, pack.ids, embeddings, strict=True):
-        if not embedding.isfinite().all():
+        if not is_finite(embedding):
             raise RuntimeError(f"image {item['image_id']}: the text encoder gave numbers that are not finite")
         # A tokenizer may merge the prefix's end with a caption's beginning: such a caption is stored whole.
         shared = len(prefix) if prefix and ids[: len(prefix)] == prefix else 0
         yield {
             "image_id": item["image_id"],
             "caption_sha": item["caption_sha"],
-            "embedding": to_bytes(embedding[shared:]),
+            "embedding": embedding[shared:],
             "tokens": len(embedding),
             "shared": shared,
             "cut": encoder.is_cut(item["text"], ids),

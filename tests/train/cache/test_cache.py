@@ -172,6 +172,6 @@ def test_rejected_pictures_do_not_hide_an_encoder_that_fails(
     curated: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     nothing = torch.full((2, 16, 4, 4), float("nan"))
-    monkeypatch.setattr(latents.ImageEncoder, "_plain", lambda _, pixels: nothing[: len(pixels)])
+    monkeypatch.setattr(latents.ImageEncoder, "_compute", lambda _, pixels: nothing[: len(pixels)])
     with pytest.raises(RuntimeError, match="not finite"):
         run(curated, tiny_model)

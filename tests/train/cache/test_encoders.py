@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from shared.errors import UserError
+from train.cache import fused
 from train.cache.autoencoder import ImageEncoder
 from train.cache.settings import CacheSettings
 from train.cache.text_encoder import TextEncoder, packs
@@ -27,7 +28,9 @@ def encoder(tiny_model: Path) -> TextEncoder:
     return TextEncoder(tiny_model, PREFIX, 256, CPU)
 
 
-def test_latents_equal_those_of_diffusers(tiny_model: Path):
+@pytest.mark.parametrize("scores", [fused.SCORES, 0])
+def test_latents_equal_those_of_diffusers(tiny_model: Path, scores: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fused, "SCORES", scores)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), dtype=np.uint8)
     latents = ImageEncoder(tiny_model, CPU).encode(list(pictures))
     vae = AutoencoderKL.from_pretrained(tiny_model, subfolder="vae")
