@@ -20,13 +20,13 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def one_behind(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`function` of each item, computed by a thread while the next item is waited for."""
+def behind(function: Callable[[T], R], items: Iterable[T], threads: int = 1) -> Iterator[R]:
+    """`function` of each item, in order, computed by threads while the next items are waited for."""
     running: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
-            running.append(thread.submit(function, item))
-            if len(running) > 1:
+            running.append(pool.submit(function, item))
+            if len(running) > threads:
                 yield running.popleft().result()
         for last in running:
             yield last.result()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.device import Pending, tell_waiting
-from shared.streams import Shared, merged, one_ahead, one_behind
+from shared.streams import Shared, behind, merged, one_ahead
 from shared.vision.feeder import Batch, Feeder, Item, Problem
 from shared.vision.forward import Forward
 from shared.worklist import Shard
@@ -50,7 +50,7 @@ def _encode(shards: Iterator[Shard], feeder: Feeder, forward: Forward, batch: in
         return found[0]
 
     found = groupby(_computed(brought, forward), key=lambda part: part.shard)
-    yield from one_behind(finish, ((shard, list(parts)) for shard, parts in found))
+    yield from behind(finish, ((shard, list(parts)) for shard, parts in found))
 
 
 Decoded = tuple[Shard, Sequence[Item], Batch]

@@ -18,7 +18,7 @@ from torch import Tensor
 from shared.corpus import Corpus
 from shared.device import Pending, tell_waiting
 from shared.files import file_sha256
-from shared.streams import Shared, merged, one_ahead, one_behind
+from shared.streams import Shared, behind, merged, one_ahead
 from shared.tensors import write_shard
 from shared.vision.feeder import Item
 from shared.worklist import Shard
@@ -130,7 +130,7 @@ class LatentShards:
             (task, {place: row for batch, latents in batches for place, row in _rows(batch, latents)})
             for task, batches in groupby(_computed(brought, encoder), key=lambda computed: computed[0].task)
         )
-        for shards in one_behind(self._finish, found):
+        for shards in behind(self._finish, found):
             yield from shards
 
     def _finish(self, found: tuple[Task, dict[Place, dict[str, Any]]]) -> list[Shard]:

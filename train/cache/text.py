@@ -11,13 +11,15 @@ import pyarrow as pa
 from torch import Tensor
 
 from shared.device import Pending, tell_waiting
-from shared.streams import Shared, merged, one_ahead, one_behind
+from shared.streams import Shared, behind, merged, one_ahead
 from shared.tensors import write_shard
 from shared.worklist import Shard
 from train.cache.bfloat16 import is_finite, record_batch
 from train.cache.text_encoder import TextEncoder, packs
 
 FORMAT = 2
+WRITERS = 2
+"""Threads per device that write shards: one does not keep up with a fast GPU."""
 
 SCHEMA = pa.schema(
     [
@@ -75,12 +77,13 @@ class TextShards:
         tell_waiting(encoder.worker for encoder in self.encoders)
 
     def _encode(self, shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Shard]:
-        computed = _computed(one_ahead(_brought(shards, encoder)), encoder)
+        tokenised = one_ahead((shard, *_tokenised(shard, encoder)) for shard in shards)
+        computed = _computed(one_ahead(_brought(tokenised, encoder)), encoder)
         found = (
             (shard, [record_batch(list(_rows(pack, encoder)), SCHEMA) for pack in packs])
             for shard, packs in groupby(computed, key=lambda pack: pack.shard)
         )
-        yield from one_behind(self._finish, found)
+        yield from behind(self._finish, found, WRITERS)
 
     def _finish(self, found: tuple[Shard, list[pa.RecordBatch]]) -> Shard:
         shard, batches = found
@@ -98,13 +101,22 @@ class Pack(NamedTuple):
     """On the device: before encoding the tokens, behind it their embeddings (tokens, dim) in this machine's memory."""
 
 
-def _brought(shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Pack]:
+Items = list[dict[str, Any]]
+Ids = list[list[int]]
+
+
+def _tokenised(shard: Shard, encoder: TextEncoder) -> tuple[Items, Ids]:
+    """The captions of a shard, and their tokens."""
+    found = shard.items()
+    return found.to_pylist(), encoder.all_ids(found["text"].to_pylist())
+
+
+def _brought(tokenised: Iterable[tuple[Shard, Items, Ids]], encoder: TextEncoder) -> Iterator[Pack]:
     """Packs of captions on the device."""
-    for shard in shards:
-        found = shard.items()
-        items, ids = iter(found.to_pylist()), encoder.all_ids(found["text"].to_pylist())
+    for shard, items, ids in tokenised:
+        of_packs = iter(items)
         for pack in packs(ids, encoder.pack):
-            yield Pack(shard, list(islice(items, len(pack))), pack, encoder.bring(pack))
+            yield Pack(shard, list(islice(of_packs, len(pack))), pack, encoder.bring(pack))
 
 
 def _computed(brought: Iterable[Pack], encoder: TextEncoder) -> Iterator[Pack]:
