@@ -155,7 +155,8 @@ def die(node: str, dying: Path, function: Callable[[Shard], int], shard: Shard) 
     if finished >= 10 and ray.get_runtime_context().get_node_id() == node:
         with atomic_file(shard.part) as temporary:
             temporary.write_bytes(b"half")
-            dying.write_text(shard.part.name)
+            with atomic_file(dying) as name:
+                name.write_text(shard.part.name)
             doze(600)
     while dying.exists():
         time.sleep(0.01)
@@ -168,19 +169,24 @@ def test_a_node_that_dies_in_the_middle_of_a_stage(
     draw(tmp_path / "corpus", 80)
     pipeline = load(default_file(), "demo", ["ingest.shard_rows=2"])
     source, dying, dead = str(tmp_path / "corpus"), tmp_path / "dying", tmp_path / "dead"
-    node = cluster.add_node(num_cpus=1)
+    node, over = cluster.add_node(num_cpus=1), threading.Event()
 
     def kill() -> None:
         while not dying.exists():
-            time.sleep(0.01)
-        cluster.remove_node(node, allow_graceful=False)
-        cluster.wait_for_nodes()
-        dying.rename(dead)
+            if over.wait(0.01):
+                return
+        try:
+            cluster.remove_node(node, allow_graceful=False)
+            cluster.wait_for_nodes()
+        finally:  # Even where that took too long: the others wait.
+            dying.rename(dead)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     run(source, pipeline, Work(tmp_path / "ray"), Doomed(engine, node.node_id, dying))
+    over.set()
     killer.join()
+    assert dead.exists(), "the node was given no task"
     run(source, pipeline, Work(tmp_path / "local"), LocalEngine(1))
 
     output = capsys.readouterr().out
