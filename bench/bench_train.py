@@ -24,6 +24,8 @@ from bench_step import CONFIG, DEVICE, SMALL, reference, wait
 from torch import Tensor
 
 from train import checkpoint, flow, loop
+from train.data.phases import Phase, Phases
+from train.data.plan import Plan
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.settings import SampleSettings, TrainSettings
@@ -33,14 +35,19 @@ class Memory:
     """What a CacheReader gives, from memory."""
 
     identity, area, multiple, channels, scaling_factor, shift_factor = "bench", 1024, 16, 16, 0.3611, 0.1159
+    areas, variant_names = (1024,), ("tags",)
 
     def __init__(self, images: int, side: int, width: int) -> None:
         generator = torch.Generator().manual_seed(0)
         self.images, self.text_dim = images, width
-        self.image_tokens = np.full(images, (side // 2) ** 2)
+        self._side = side
         self._lengths = torch.randint(40, 257, (images,), generator=generator).tolist()
         self._latents = torch.randn(8, 16, side, side, generator=generator).bfloat16()
         self._text = torch.randn(256, width, generator=generator).bfloat16()
+
+    def grid(self, _: int) -> tuple[int, int]:
+        """Rows and columns of a picture in tokens."""
+        return self._side // 2, self._side // 2
 
     def variants(self, _: int) -> list[str]:
         """One caption for each picture."""
@@ -66,6 +73,7 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
         batch=args.batch,
         token_budget=args.budget,
         precision=precision,  # type: ignore[arg-type]
+        pooled_loss=0,  # The peer has no such loss.
         samples=SampleSettings(every=10**9),
         log_every=1,
         checkpoint_every=10**9,
@@ -78,8 +86,11 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
     checkpoint.save = lambda run, *_: run  # type: ignore[assignment]
     sampler: Any = SimpleNamespace(draw=lambda _, path: path)
     reader: Any = Memory(4 * args.batch, side, config.cap_feat_dim)
+    plan = Plan(settings.seed, reader.images, settings.batch)
+    phase = Phase(0, [reader], np.arange(reader.images), plan, 0, settings.optimizer.learning_rate)
+    phases = Phases([phase], None)
     with tempfile.TemporaryDirectory() as folder:
-        loop.Trainer(Path(folder), settings, reader, model, sampler).run()
+        loop.Trainer(Path(folder), settings, reader, phases, model, sampler).run()
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()][1:]
     seconds = sum(record["seconds"] for record in records)
     waited = sum(record["data_wait"] for record in records)

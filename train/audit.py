@@ -8,7 +8,9 @@ import yaml
 
 from shared.errors import UserError
 from train.cache.reader import CacheReader
-from train.data.plan import Plan, receipt
+from train.data.phases import plan_phases
+from train.data.plan import receipt
+from train.data.selection import held_out
 from train.metrics import read
 from train.settings import TrainSettings
 
@@ -34,14 +36,15 @@ def audit(work: Path, name: str) -> Audit:
     if not records:
         raise UserError(f"{folder}: no step is recorded there; give the --name of a run")
     settings = TrainSettings.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    images = CacheReader(work).images
-    plan = Plan(seed=settings.seed, samples=images, batch=settings.batch)
-    seen, problems = np.zeros(images, np.int64), []
+    reader = CacheReader(work)
+    phases = plan_phases(work, reader, settings)
+    seen, problems = np.zeros(reader.images, np.int64), []
     for step, record in enumerate(records):
-        planned = plan.step(step)
+        planned = phases.at(step).samples(step)
         np.add.at(seen, planned, 1)
         if record["step"] != step:
             problems.append(f"line {step + 1} of metrics.jsonl: step {record['step']} where {step} belongs")
         elif record["samples"] != receipt(planned):
             problems.append(f"step {step}: saw samples of receipt {record['samples']}, planned is {receipt(planned)}")
+    seen = seen[held_out(reader, settings.validation.share) :]
     return Audit(len(records), int(seen.sum()), int(seen.min()), int(seen.max()), problems)

@@ -17,7 +17,7 @@ def shift(image_tokens: float) -> float:
     return _SHIFTS[0] + slope * (image_tokens - _TOKENS[0])
 
 
-def timesteps(normal: Tensor, m: float) -> Tensor:
+def timesteps(normal: Tensor, m: Tensor | float) -> Tensor:
     """Training times from standard normal numbers, same shape, in (0, 1).
 
     t = sigmoid(n); its noise fraction s = 1 - t is shifted towards noise: s' = e^m / (e^m + 1 / s - 1).
@@ -46,6 +46,13 @@ def sample_losses(prediction: Tensor, target: Tensor, sample: Tensor, samples: i
     total = errors.new_zeros(samples).index_add(0, sample, errors)
     count = errors.new_zeros(samples).index_add(0, sample, torch.ones_like(errors))
     return total / count
+
+
+def by_time(losses: Tensor, t: Tensor, bins: int) -> Tensor:
+    """Sums and counts (2, bins) of losses (samples,) by time, in equal parts of [0, 1]."""
+    part = (t * bins).long().clamp(0, bins - 1)
+    values = torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)])
+    return values.new_zeros(2, bins).index_add(1, part, values)
 
 
 def schedule(steps: int, shift: float) -> list[float]:

@@ -7,21 +7,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from shared.errors import UserError
 from shared.progress import console
-from train import checkpoint, flow
+from train import checkpoint
 from train.cache.reader import CacheReader
-from train.data.loader import Loader, MicroBatch, Step
-from train.data.plan import Plan
+from train.data.loader import Loader, Step
+from train.data.phases import Phases
 from train.ema import Ema
+from train.losses import Losses, micro_losses
 from train.metrics import Metrics
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
-from train.model.packing import layout_of
 from train.model.recompute import Recompute, choose, kept_bytes
-from train.optimizer import adamw
+from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
 from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
@@ -37,9 +36,16 @@ class Trainer:
     """One run of training in its `folder`, WORK/runs/NAME."""
 
     def __init__(
-        self, folder: Path, settings: TrainSettings, reader: CacheReader, model: Lumina2DiT, sampler: Sampler
+        self,
+        folder: Path,
+        settings: TrainSettings,
+        reader: CacheReader,
+        phases: Phases,
+        model: Lumina2DiT,
+        sampler: Sampler,
     ) -> None:
         self._folder, self._settings, self._reader, self._sampler = folder, settings, reader, sampler
+        self._phases = phases
         self._accelerator = Accelerator()
         self._device = self._accelerator.device
         if settings.batch < self._accelerator.num_processes:
@@ -57,25 +63,24 @@ class Trainer:
             if settings.precision == "float8":
                 to_float8(model)
             model.compile_blocks()
-        self._plan = Plan(seed=settings.seed, samples=reader.images, batch=settings.batch)
 
     def run(self) -> Path:
         """Train to the last step, from the newest checkpoint if there is one; returns the last checkpoint."""
         first, last = self._resume(), self._settings.steps
         self._announce(first)
-        schedule = warmup(self._optimizer, self._settings.optimizer.warmup, first)
         metrics = Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
         for step in self._loader().steps(first, last):
-            loss, waited = self._gradients(step)
+            rate = step.learning_rate * rate_share(step.number, last, self._settings.optimizer)
+            set_learning_rate(self._optimizer, rate)
+            losses, waited = self._gradients(step)
             norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), self._settings.optimizer.clip, foreach=True)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             self._masters.publish()
             self._ema.update(step.number)
             if metrics is not None:
-                metrics.add(step, self._plan, loss, norm, float(schedule.get_last_lr()[0]), waited)
+                metrics.add(step, losses, norm, rate, waited)
                 self._report(metrics, step.number + 1)
-            schedule.step()
             self._accelerator.wait_for_everyone()
         if metrics is not None:
             metrics.close()
@@ -100,24 +105,23 @@ class Trainer:
             f"recomputed, and {max(free, 0) / 2**30:.1f} GiB are left beside weights and optimiser; lower it"
         )
 
-    def _gradients(self, step: Step) -> tuple[Tensor, float]:
+    def _gradients(self, step: Step) -> tuple[Losses, float]:
         """Accumulate the gradients of one step.
 
-        Returns the mean loss over the global batch, and the seconds spent waiting for data. The loss of a
+        Returns the losses of the global batch, and the seconds spent waiting for data. The loss of a
         micro-batch is the sum over its samples by the size of the global batch, so the gradient does not
         depend on how the batch is cut, and ranks sum theirs up, once, at the end of the step.
         """
-        total = torch.zeros((), device=self._device)
-        waited = 0.0
+        total, waited = Losses(self._device), 0.0
         for future in step.micro_batches:
             start = time.perf_counter()
             batch = future.result().to(self._device)
             waited += time.perf_counter() - start
-            loss = micro_losses(self._model, batch).sum() / step.samples
-            loss.backward()
-            total += loss.detach()
+            losses = micro_losses(self._model, batch)
+            ((losses * batch.weights).sum() / step.samples).backward()
+            total.add(batch, losses.detach(), step.samples)
         if self._accelerator.num_processes > 1:
-            _sum_over_ranks([total, *self._masters.gradients()])
+            _sum_over_ranks([*total.tensors(), *self._masters.gradients()])
         return total, waited
 
     def _report(self, metrics: Metrics, done: int) -> None:
@@ -145,15 +149,15 @@ class Trainer:
         return step
 
     def _state(self, step: int) -> checkpoint.State:
-        return checkpoint.State(step=step, seed=self._plan.seed, batch=self._plan.batch, cache=self._reader.identity)
+        return checkpoint.State(
+            step=step, seed=self._settings.seed, batch=self._settings.batch, cache=self._reader.identity
+        )
 
     def _loader(self) -> Loader:
         return Loader(
-            self._reader,
-            self._plan,
-            config=self._model.config,
-            caption_dropout=self._settings.caption_dropout,
-            token_budget=self._settings.token_budget,
+            self._phases,
+            self._settings,
+            self._model.config,
             rank=self._accelerator.process_index,
             ranks=self._accelerator.num_processes,
             pin=self._device.type == "cuda",
@@ -168,29 +172,12 @@ class Trainer:
             f"{self._folder}: {parameters / 1e6:,.1f}M parameters on {self._accelerator.num_processes} x "
             f"{self._device.type}, attention by {backend(self._device, self._model.dtype)}, "
             f"recomputing {self._model.recompute}\n"
-            f"{self._reader.images:,} pictures, steps {first:,} to {self._settings.steps:,} of "
-            f"{self._settings.batch:,} samples: {self._plan.epochs(self._settings.steps):,.1f} epochs in all"
+            f"steps {first:,} to {self._settings.steps:,} of {self._settings.batch:,} samples\n"
+            + "\n".join(self._phases.lines(self._settings.steps))
         )
-
-
-def micro_losses(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
-    """The flow-matching loss of each sample of a micro-batch, (samples,) in float32."""
-    clean, noise = batch.clean, batch.noise
-    layout = layout_of(clean)
-    t = clean.timesteps[layout.image_sample][:, None]
-    prediction = model(clean.with_patches(flow.noisy(clean.patches, noise, t)), layout)
-    target = flow.velocity(clean.patches, noise)
-    return flow.sample_losses(prediction, target, layout.image_sample, len(clean.timesteps))
 
 
 def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their sums over all ranks."""
     for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
         work.wait()
-
-
-def warmup(optimizer: torch.optim.Optimizer, steps: int, first: int) -> LambdaLR:
-    """Learning rate rising linearly over `steps`, then constant; a function of the step, resumed at `first`."""
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", float(group["lr"]))
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)), last_epoch=first - 1)

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from shared.files import write_text
 from shared.progress import clock, console
 from train.data.loader import Step
-from train.data.plan import Plan
+from train.losses import TIMES, Losses
 
 
 class Metrics:
@@ -35,17 +35,16 @@ class Metrics:
         self._since = time.perf_counter()
         self._graphs = 0
 
-    def add(self, step: Step, plan: Plan, loss: Tensor, norm: Tensor, learning_rate: float, waited: float) -> None:
+    def add(self, step: Step, losses: Losses, norm: Tensor, learning_rate: float, waited: float) -> None:
         """Take in a step without waiting for the device."""
         self._waiting.append(
             {
                 "step": step.number,
-                "epoch": plan.epochs(step.number),
+                "epoch": step.epoch,
                 "samples": step.receipt,
                 "images": step.samples,
                 "flops": step.flops,
-                "loss": loss,
-                "grad_norm": norm,
+                "device": torch.cat([torch.stack([losses.loss, losses.pooled, norm]), losses.by_time.flatten()]),
                 "learning_rate": learning_rate,
                 "data_wait": waited,
                 "graphs": counters["stats"]["unique_graphs"],
@@ -56,20 +55,20 @@ class Metrics:
         """Write the waiting records, and print the line of the last one."""
         if not self._waiting:
             return
-        values = torch.stack([torch.stack((r["loss"], r["grad_norm"])) for r in self._waiting]).tolist()
+        values = [_values(row) for row in torch.stack([record.pop("device") for record in self._waiting]).tolist()]
         seconds = time.perf_counter() - self._since
         speed = {
             "images_per_second": sum(r["images"] for r in self._waiting) / seconds,
             "share_of_peak": sum(r["flops"] for r in self._waiting) / seconds / self._peak,
             "seconds": seconds / len(self._waiting),
         }
-        for record, (loss, norm) in zip(self._waiting, values, strict=True):
-            self._write(record | {"loss": loss, "grad_norm": norm} | speed)
+        for record, found in zip(self._waiting, values, strict=True):
+            self._write(record | found | speed)
         left = (self._steps - self._waiting[-1]["step"] - 1) * speed["seconds"]
         if (graphs := self._waiting[-1]["graphs"]) != self._graphs:
             console.print(f"compiled {graphs} graphs so far; after the first steps, this number should not grow")
             self._graphs = graphs
-        self._print(self._waiting[-1] | {"loss": values[-1][0], "grad_norm": values[-1][1]} | speed, left)
+        self._print(self._waiting[-1] | values[-1] | speed, left)
         self._waiting, self._since = [], time.perf_counter()
 
     @contextmanager
@@ -99,6 +98,19 @@ class Metrics:
             f"{record['share_of_peak']:.0%} of peak  {clock(seconds_left)} left",
             soft_wrap=True,
         )
+
+
+def _values(row: list[float]) -> dict[str, Any]:
+    """What a step's numbers from the device are."""
+    loss, pooled, norm, *by_time = row
+    return {
+        "loss": loss,
+        "loss_pooled": pooled,
+        "grad_norm": norm,
+        "loss_by_time": [
+            total / count if count else None for total, count in zip(by_time[:TIMES], by_time[TIMES:], strict=True)
+        ],
+    }
 
 
 def read(path: Path) -> list[dict[str, Any]]:

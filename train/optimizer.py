@@ -1,5 +1,6 @@
 """AdamW, and its state as plain tensors."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -28,6 +29,23 @@ def adamw(weights: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch
         raise UserError(f"train.optimizer.states = int8: {error}; pip install 'illustrious-lu[fast]'") from None
     optimizer: torch.optim.Optimizer = AdamW8bit(list(weights), **values)
     return optimizer
+
+
+def rate_share(step: int, steps: int, settings: OptimizerSettings) -> float:
+    """The share of the learning rate that a step has: rising over the warmup, then falling as scheduled."""
+    if step < settings.warmup:
+        return (step + 1) / (settings.warmup + 1)
+    done = (step - settings.warmup) / max(1, steps - settings.warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """From the next step on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's, which compiles its step.
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def state_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

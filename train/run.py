@@ -9,6 +9,8 @@ from shared.errors import UserError
 from shared.files import write_text
 from train.cache.hub import model_folder
 from train.cache.reader import CacheReader
+from train.data.draws import check_captions
+from train.data.phases import plan_phases
 from train.loop import Trainer
 from train.model.dit import Lumina2DiT
 from train.model.weights import load_transformer
@@ -23,11 +25,13 @@ def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
     """
     base = model_folder(model)
     reader = CacheReader(work)
+    check_captions(reader, settings.captions)
+    phases = plan_phases(work, reader, settings)
     transformer = build_model(base, settings, reader)
     sampler = Sampler(settings.samples, base, reader)
     folder = work / "runs" / name
     write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    return Trainer(folder, settings, reader, transformer, sampler).run()
+    return Trainer(folder, settings, reader, phases, transformer, sampler).run()
 
 
 def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lumina2DiT:

@@ -1,8 +1,9 @@
 """Settings of `train`: the section `train` of a pipeline."""
 
+from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from shared.settings import Settings
 from train.model.recompute import Recompute
@@ -14,6 +15,8 @@ class OptimizerSettings(Settings):
     learning_rate: PositiveFloat = 2e-4
     warmup: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How it falls from there to 0 at the last step, or does not."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-15
     weight_decay: float = Field(default=0.0, ge=0)
@@ -22,6 +25,35 @@ class OptimizerSettings(Settings):
     8 bytes per weight to micro-batches."""
     clip: PositiveFloat = 2.0
     """Largest norm of the gradient of all parameters together."""
+
+
+class PhaseSettings(Settings):
+    """A stretch of training, which ends where the next one begins."""
+
+    first: int = Field(default=0, ge=0)
+    """Its first step."""
+    areas: tuple[PositiveInt, ...] = ()
+    """Areas of the cache (the sides of squares); a sample draws one of them. Empty: the largest."""
+    where: str | None = None
+    """Which pictures are seen: a condition in SQL on the columns of the curated dataset, such as `quality >= 90`."""
+    balance: str | None = None
+    """How often a picture is seen, relative to the others: a number in SQL, such as `weight`, the column of the stage
+    `balance`."""
+    learning_rate: PositiveFloat | None = None
+    """Instead of the optimiser's."""
+
+
+class ValidationSettings(Settings):
+    """The loss on pictures that are never trained on."""
+
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Of all pictures, chosen by their ids: the same ones in every run, however the dataset grows."""
+    every: PositiveInt = 1000
+    """Steps between two validations; one more is made at the end."""
+    images: PositiveInt = 256
+    """At most so many of the pictures are looked at."""
+    times: PositiveInt = 8
+    """At so many times each, evenly spread."""
 
 
 class SampleSettings(Settings):
@@ -55,6 +87,16 @@ class TrainSettings(Settings):
     seed: int = 0
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of samples that are shown the empty caption."""
+    captions: dict[str, PositiveFloat] = Field(default={})
+    """How often each caption variant is drawn, relative to the others; those not named are never drawn where a picture
+    has one that is. Empty: all equally often."""
+    pooled_loss: float = Field(default=1.0, ge=0)
+    """Weight of a second loss, on the latent pooled 4 x 4 to 1, with a time and noise of its own, as in the official
+    run. It keeps the composition in view, for a tenth more tokens."""
+    loss_weight: str | None = None
+    """A number in SQL on the columns of the curated dataset by which a picture's loss is multiplied."""
+    phases: tuple[PhaseSettings, ...] = (PhaseSettings(),)
+    """What is seen from which step on."""
     ema: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the averaged weights per step. The average forgets its start sooner in the first steps."""
     init: Literal["pretrained", "random"] = "pretrained"
@@ -66,10 +108,19 @@ class TrainSettings(Settings):
     memory, `cheap` lies between the two; `auto` takes the fastest that fits into the GPU's memory."""
     optimizer: OptimizerSettings = OptimizerSettings()
     samples: SampleSettings = SampleSettings()
+    validation: ValidationSettings = ValidationSettings()
     log_every: PositiveInt = 10
     """Steps between two lines of output; metrics.jsonl has every step."""
     checkpoint_every: PositiveInt = 500
     """Steps between two checkpoints; one more is written at the end."""
+
+    @field_validator("phases")
+    @classmethod
+    def _ordered(cls, phases: tuple[PhaseSettings, ...]) -> tuple[PhaseSettings, ...]:
+        firsts = [phase.first for phase in phases]
+        if firsts[:1] != [0] or any(one >= other for one, other in pairwise(firsts)):
+            raise ValueError(f"the first steps of the phases must begin with 0 and ascend; they are {firsts}")
+        return phases
 
 
 SETTINGS = TrainSettings

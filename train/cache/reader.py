@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,6 @@ class CacheReader:
         latents = about["latents"]
         self.areas: list[int] = latents["areas"]
         """Sides of the squares for whose areas there are latents, ascending."""
-        self.area: int = area or self.areas[-1]
-        if self.area not in self.areas:
-            raise UserError(
-                f"{work}: the cache has latents of the areas {self.areas}, none of {area}; "
-                f"run `cache-latents --set 'cache.areas={sorted([*self.areas, self.area])}'`"
-            )
         self.factor: int = latents["factor"]
         self.multiple: int = latents["multiple"]
         self.channels: int = latents["channels"]
@@ -94,19 +89,33 @@ class CacheReader:
         self.shift_factor: float = latents["shift_factor"]
         self.text_dim: int = about["text"]["dim"]
         self.images: int = about["images"]
-        first = self.areas.index(self.area) * self.images
-        written = about["files"]
-        self._latents = _Places(
-            self._store, "latents", written["manifest/latents.parquet"], slice(first, first + self.images)
-        )
-        self._texts = _Places(self._store, "text", written["manifest/text.parquet"])
-        self._height, self._width = self._latents.column("height"), self._latents.column("width")
-        patch = self.multiple // self.factor
-        self.image_tokens: NDArray[np.int64] = (self._height // patch).astype(np.int64) * (self._width // patch)
+        self._written = about["files"]
+        self._open_area(area or self.areas[-1])
+        self._texts = _Places(self._store, "text", self._written["manifest/text.parquet"])
         # Texts are sorted by image: those of image i are rows _first_text[i] to _first_text[i + 1].
         self._first_text = np.searchsorted(self._texts.column("image"), np.arange(self.images + 1))
         self._tokens, self._shared_rows = self._texts.column("tokens"), self._texts.column("shared")
         self._variant_names, self._variant = self._texts.coded("variant")
+
+    def at(self, area: int) -> "CacheReader":
+        """A reader of the latents of another area. It shares with this one what does not depend on the area."""
+        other = copy(self)
+        other._open_area(area)
+        return other
+
+    def _open_area(self, area: int) -> None:
+        if area not in self.areas:
+            raise UserError(
+                f"{self._work}: the cache has latents of the areas {self.areas}, none of {area}; "
+                f"run `cache-latents --set 'cache.areas={sorted([*self.areas, area])}'`"
+            )
+        self.area: int = area
+        first = self.areas.index(area) * self.images
+        rows = slice(first, first + self.images)
+        self._latents = _Places(self._store, "latents", self._written["manifest/latents.parquet"], rows)
+        self._height, self._width = self._latents.column("height"), self._latents.column("width")
+        patch = self.multiple // self.factor
+        self.image_tokens: NDArray[np.int64] = (self._height // patch).astype(np.int64) * (self._width // patch)
 
     def __reduce__(self) -> tuple[type["CacheReader"], tuple[Path | str, None, int]]:
         return CacheReader, (self._work, None, self.area)
@@ -115,10 +124,25 @@ class CacheReader:
         """Id of an image."""
         return str(self._latents.table["image_id"][index].as_py())
 
+    @property
+    def image_ids(self) -> pa.ChunkedArray:
+        """Ids of all images, in ascending order."""
+        return self._latents.table["image_id"]
+
     def starting_with(self, prefix: str) -> list[int]:
         """Indices of the images whose ids begin so."""
         found: list[int] = pc.indices_nonzero(pc.starts_with(self._latents.table["image_id"], prefix)).to_pylist()
         return found
+
+    @property
+    def variant_names(self) -> list[str]:
+        """Names of all caption variants, in alphabetical order."""
+        return sorted(self._variant_names)
+
+    def grid(self, index: int) -> tuple[int, int]:
+        """Rows and columns of an image, in tokens of the transformer."""
+        patch = self.multiple // self.factor
+        return int(self._height[index]) // patch, int(self._width[index]) // patch
 
     def variants(self, index: int) -> list[str]:
         """Names of an image's caption variants, in alphabetical order."""

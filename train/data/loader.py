@@ -1,38 +1,42 @@
 """From a step's number to its micro-batches, read ahead of the trainer by threads.
 
-The loader has no state: `Loader.step(n)` is a function of the plan, the cache and n. What it draws for a
-sample (caption, time, noise) is keyed by step and position in the global batch, so it does not depend on
-the rank that computes the sample nor on the micro-batch it travels in.
+The loader has no state: a step is a function of the phases, the cache and its number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F  # noqa: N812 - everyone's name for it
 from torch import Tensor
 
-from train import flow
-from train.cache.reader import CacheReader
-from train.data.plan import CAPTION, NOISE, TIME, Plan, assign, receipt
-from train.data.random import normal, stream_key, uniform
+from train.data.draws import Draws, draw
+from train.data.phases import Phases
+from train.data.plan import NOISE, POOLED_NOISE, assign, receipt
+from train.data.random import normal, stream_key
 from train.model.config import DiTConfig
 from train.model.flops import training_flops
-from train.model.packing import PackedBatch, pack, patchify
+from train.model.packing import Grid, PackedBatch, pack, patchify
+from train.settings import TrainSettings
 
 THREADS = 4
+POOL = 4
+"""Latents along a side that are one in the second loss."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples that are computed together."""
+    """Samples that are computed together. Behind those of the pictures come those of the pooled ones."""
 
     clean: PackedBatch
     """Scaled latents and captions, with the times at which they will be noised."""
     noise: Tensor
     """Of the shape of `clean.patches`."""
+    weights: Tensor
+    """(samples,) float32: of each sample's loss."""
+    positions: tuple[int, ...]
+    """In the global batch, of the pictures."""
 
     def pin(self) -> "MicroBatch":
         """A copy in page-locked memory, from which a GPU fetches without being waited for."""
@@ -42,11 +46,16 @@ class MicroBatch:
             patches=self.clean.patches.pin_memory(),
             timesteps=self.clean.timesteps.pin_memory(),
         )
-        return MicroBatch(clean, self.noise.pin_memory())
+        return replace(self, clean=clean, noise=self.noise.pin_memory(), weights=self.weights.pin_memory())
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The batch on a device: float32, captions in the bfloat16 they are stored in."""
-        return MicroBatch(self.clean.to(device), self.noise.to(device, non_blocking=True))
+        return replace(
+            self,
+            clean=self.clean.to(device),
+            noise=self.noise.to(device, non_blocking=True),
+            weights=self.weights.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -54,23 +63,22 @@ class Step:
     """One rank's part of an optimiser step."""
 
     number: int
+    epoch: float
+    """How often a picture of this phase had been seen before."""
     receipt: str
     """Hash of the samples of the whole global batch."""
-    samples: int
+    draws: Draws
     """Of the whole global batch."""
     flops: int
     """Of training on the whole global batch, floating-point operations."""
+    learning_rate: float
+    """Of the phase."""
     micro_batches: tuple["Future[MicroBatch]", ...]
 
-
-@dataclass(frozen=True)
-class Draws:
-    """What chance decides for each position of a global batch."""
-
-    samples: NDArray[np.int64]
-    captions: tuple[str | None, ...]
-    """Caption variant; None is the empty caption."""
-    times: NDArray[np.float32]
+    @property
+    def samples(self) -> int:
+        """Of the whole global batch."""
+        return len(self.draws.pictures)
 
 
 class Loader:
@@ -78,33 +86,16 @@ class Loader:
 
     def __init__(
         self,
-        reader: CacheReader,
-        plan: Plan,
-        *,
+        phases: Phases,
+        settings: TrainSettings,
         config: DiTConfig,
-        caption_dropout: float,
-        token_budget: int,
+        *,
         rank: int = 0,
         ranks: int = 1,
         pin: bool = False,
     ) -> None:
-        self._reader, self._plan, self._config = reader, plan, config
-        self._caption_dropout, self._token_budget = caption_dropout, token_budget
+        self._phases, self._settings, self._config = phases, settings, config
         self._rank, self._ranks, self._pin = rank, ranks, pin
-        # The official code shifts every sample by the resolution the run is set to, not by the sample's own.
-        self._shift = flow.shift((reader.area / reader.multiple) ** 2)
-
-    def draws(self, step: int) -> Draws:
-        """Samples, captions and times of a step's global batch."""
-        samples = self._plan.step(step)
-        positions = np.arange(len(samples))
-        chance = uniform(stream_key(self._plan.seed, CAPTION, step, positions), 2)
-        numbers = normal(stream_key(self._plan.seed, TIME, step, positions), 1)[:, 0]
-        return Draws(
-            samples=samples,
-            captions=tuple(self._caption(int(index), *pair) for index, pair in zip(samples, chance, strict=True)),
-            times=flow.timesteps(torch.from_numpy(numbers), self._shift).numpy(),
-        )
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Steps first .. last - 1; while one is trained on, the next is being made."""
@@ -120,37 +111,71 @@ class Loader:
                 pool.shutdown(cancel_futures=True)
 
     def _start(self, number: int, pool: ThreadPoolExecutor) -> Step:
-        draws = self.draws(number)
-        text = [self._reader.text_tokens(int(i), c) for i, c in zip(draws.samples, draws.captions, strict=True)]
-        image = [int(tokens) for tokens in self._reader.image_tokens[draws.samples]]
-        tokens = [t + i for t, i in zip(text, image, strict=True)]
-        micro_batches = assign(tokens, self._ranks, self._token_budget)[self._rank]
+        phase = self._phases.at(number)
+        draws = draw(phase, self._settings, number)
+        tokens, flops = [], 0
+        for reader, index, caption in zip(draws.readers, draws.pictures.tolist(), draws.captions, strict=True):
+            text, grid = reader.text_tokens(index, caption), reader.grid(index)
+            grids = [grid, pooled] if (pooled := self._pooled(grid)) else [grid]
+            images = [rows * columns for rows, columns in grids]
+            tokens.append(sum(images) + len(images) * text)
+            flops += sum(training_flops(self._config, text, image) for image in images)
+        micro_batches = assign(tokens, self._ranks, self._settings.token_budget)[self._rank]
         return Step(
             number=number,
-            receipt=receipt(draws.samples),
-            samples=len(tokens),
-            flops=sum(training_flops(self._config, t, i) for t, i in zip(text, image, strict=True)),
+            epoch=phase.epochs(number),
+            receipt=receipt(draws.pictures),
+            draws=draws,
+            flops=flops,
+            learning_rate=phase.learning_rate,
             # An empty micro-batch has nothing to compute: the rank just has fewer of them.
             micro_batches=tuple(pool.submit(self._make, number, draws, micro) for micro in micro_batches if micro),
         )
 
-    def _make(self, step: int, draws: Draws, positions: list[int]) -> MicroBatch:
-        indices = [int(draws.samples[position]) for position in positions]
-        latents = [self._reader.latent(index).float() for index in indices]
-        noises = [self._noise(step, p, x.shape) for p, x in zip(positions, latents, strict=True)]
-        texts = [self._reader.text(i, draws.captions[p]) for i, p in zip(indices, positions, strict=True)]
-        patch = self._config.patch_size
-        scaled = [(x - self._reader.shift_factor) * self._reader.scaling_factor for x in latents]
-        clean = pack(scaled, texts, torch.from_numpy(draws.times[positions]), patch)
-        batch = MicroBatch(clean, torch.cat([patchify(noise, patch) for noise in noises]))
+    def _pooled(self, grid: Grid) -> Grid | None:
+        """Rows and columns of a picture in the second loss, in tokens; None without that loss, or where it is too
+        small."""
+        rows, columns = grid[0] // POOL, grid[1] // POOL
+        return (rows, columns) if self._settings.pooled_loss and rows and columns else None
+
+    def _make(self, step: int, draws: Draws, positions: Sequence[int]) -> MicroBatch:
+        readers, indices = [draws.readers[p] for p in positions], [int(draws.pictures[p]) for p in positions]
+        raw = [reader.latent(index).float() for reader, index in zip(readers, indices, strict=True)]
+        latents = [(x - reader.shift_factor) * reader.scaling_factor for reader, x in zip(readers, raw, strict=True)]
+        texts = [r.text(i, draws.captions[p]) for r, i, p in zip(readers, indices, positions, strict=True)]
+        grids = [self._pooled(reader.grid(index)) for reader, index in zip(readers, indices, strict=True)]
+        small = [number for number, grid in enumerate(grids) if grid]
+        pooled = [pool(latents[number], grids[number], self._config.patch_size) for number in small]
+        noises = [self._noise(NOISE, step, p, x) for p, x in zip(positions, latents, strict=True)]
+        noises += [self._noise(POOLED_NOISE, step, positions[n], x) for n, x in zip(small, pooled, strict=True)]
+        times = [draws.times[p] for p in positions] + [draws.pooled_times[positions[number]] for number in small]
+        weights = self._weights(indices)
+        batch = MicroBatch(
+            clean=pack(
+                latents + pooled,
+                texts + [texts[number] for number in small],
+                torch.tensor(times, dtype=torch.float32),
+                self._config.patch_size,
+            ),
+            noise=torch.cat([patchify(noise, self._config.patch_size) for noise in noises]),
+            weights=torch.cat([weights, self._settings.pooled_loss * weights[small]]),
+            positions=tuple(positions),
+        )
         return batch.pin() if self._pin else batch
 
-    def _noise(self, step: int, position: int, shape: torch.Size) -> Tensor:
-        numbers = normal(stream_key(self._plan.seed, NOISE, step, position), shape.numel())
-        return torch.from_numpy(numbers).view(shape)
+    def _weights(self, indices: Sequence[int]) -> Tensor:
+        """Of the losses of pictures."""
+        if self._phases.loss_weights is None:
+            return torch.ones(len(indices))
+        return torch.from_numpy(self._phases.loss_weights[indices]).float()
 
-    def _caption(self, index: int, drop: float, choice: float) -> str | None:
-        variants = self._reader.variants(index)
-        if drop < self._caption_dropout or not variants:
-            return None
-        return variants[int(choice * len(variants))]
+    def _noise(self, purpose: int, step: int, position: int, latent: Tensor) -> Tensor:
+        numbers = normal(stream_key(self._settings.seed, purpose, step, position), latent.numel())
+        return torch.from_numpy(numbers).view(latent.shape)
+
+
+def pool(latent: Tensor, grid: Grid | None, patch: int) -> Tensor:
+    """The means of 4 x 4 latents (channels, height, width), cut to a grid of tokens."""
+    assert grid
+    means = F.avg_pool2d(latent[None], POOL)[0]
+    return means[:, : grid[0] * patch, : grid[1] * patch]

@@ -14,39 +14,72 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.random import permutation, stream_key
+from train.data.random import permutation, stream_key, uniform
 
 # The streams of random numbers of a run, each with a purpose of its own.
-ORDER, NOISE, TIME, CAPTION = range(4)
+ORDER, NOISE, TIME, CAPTION, REPEAT, AREA, POOLED_TIME, POOLED_NOISE, VALIDATION = range(9)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Samples by step. `samples` is how many there are, `batch` how many a step sees on all ranks together."""
 
     seed: int
     samples: int
     batch: int
+    weights: NDArray[np.float64] | None = None
+    """(samples,), positive, 1 on average: how often each is in an epoch. After e epochs sample i has been there e times
+    its weight, to within one. None: once each."""
+    stream: int = 0
+    """Plans of the same seed and different streams have orders of their own."""
 
     def step(self, step: int) -> NDArray[np.int64]:
         """Sample indices of a step's global batch, by position in the batch."""
-        first, result = step * self.batch, []
-        position = first
-        while position < first + self.batch:
-            epoch, offset = divmod(position, self.samples)
-            taken = _epoch(self.seed, epoch, self.samples)[offset : offset + first + self.batch - position]
-            result.append(taken)
-            position += len(taken)
-        return np.concatenate(result)
+        position, last = step * self.batch, (step + 1) * self.batch
+        epoch, found = self._epoch_of(position), []
+        while position < last:
+            start = _start(self, epoch)
+            found.append(_epoch(self, epoch)[position - start : last - start])
+            position += len(found[-1])
+            epoch += 1
+        return np.concatenate(found)
 
     def epochs(self, step: int) -> float:
         """How many epochs have been seen before a step."""
         return step * self.batch / self.samples
 
+    def _epoch_of(self, position: int) -> int:
+        """The epoch that a position of the stream belongs to."""
+        epoch = position // self.samples  # So it is without weights; with weights, an epoch may be longer or shorter.
+        while _start(self, epoch) > position:
+            epoch -= 1
+        while _start(self, epoch + 1) <= position:
+            epoch += 1
+        return epoch
+
+
+@lru_cache(maxsize=8)
+def _start(plan: Plan, epoch: int) -> int:
+    """The position at which an epoch begins."""
+    return epoch * plan.samples if plan.weights is None else int(_seen(plan, epoch).sum())
+
 
 @lru_cache(maxsize=2)  # A step touches two epochs at most, unless an epoch is smaller than a batch.
-def _epoch(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-    return permutation(stream_key(seed, ORDER, epoch), samples)
+def _epoch(plan: Plan, epoch: int) -> NDArray[np.int64]:
+    """The samples of an epoch, in order."""
+    key = stream_key(plan.seed, ORDER, epoch, *([plan.stream] if plan.stream else []))
+    if plan.weights is None:
+        return permutation(key, plan.samples)
+    samples = np.repeat(np.arange(plan.samples), _seen(plan, epoch + 1) - _seen(plan, epoch))
+    return samples[permutation(key, len(samples))]
+
+
+def _seen(plan: Plan, epoch: int) -> NDArray[np.int64]:
+    """How often each sample was seen before an epoch. Fractions are rounded by a phase of each sample's own, so that
+    those of weight 1.5 are not all seen twice in the same epochs."""
+    assert plan.weights is not None
+    phase = uniform(stream_key(plan.seed, REPEAT, np.arange(plan.samples)), 1)[:, 0]
+    return np.floor(epoch * plan.weights + phase).astype(np.int64)
 
 
 def receipt(samples: NDArray[np.int64]) -> str:

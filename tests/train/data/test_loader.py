@@ -1,32 +1,44 @@
 """The loader: what a sample is shown does not depend on who computes it, nor with what."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from shared.errors import UserError
 from train import flow
 from train.cache.reader import CacheReader
+from train.data.draws import caption, check_captions, draw
 from train.data.loader import Loader, MicroBatch
+from train.data.phases import Phase, plan_phases
 from train.data.plan import Plan
 from train.model.config import DiTConfig
+from train.model.packing import patchify
+from train.settings import TrainSettings
+
+SETTINGS = TrainSettings(batch=7, seed=3, caption_dropout=0.3, token_budget=10_000)
 
 
-def samples(reader: CacheReader, model: Path, *, ranks: int, budget: int, steps: int = 2) -> dict[bytes, object]:
-    """Everything the ranks together are shown in some steps, keyed by the noise, which names step and position."""
-    plan = Plan(seed=3, samples=reader.images, batch=7)
+@pytest.fixture
+def loader(cached: Path, tiny_model: Path) -> Callable[..., Loader]:
+    def make(rank: int = 0, ranks: int = 1, **changes: object) -> Loader:
+        settings = SETTINGS.model_copy(update=changes)
+        phases = plan_phases(cached, CacheReader(cached), settings)
+        return Loader(phases, settings, DiTConfig.from_folder(tiny_model / "transformer"), rank=rank, ranks=ranks)
+
+    return make
+
+
+def samples(loader: Callable[..., Loader], ranks: int, budget: int) -> dict[bytes, object]:
+    """All that the ranks together are shown in two steps, keyed by the noise, which names step, position and loss."""
     shown: dict[bytes, object] = {}
     for rank in range(ranks):
-        loader = Loader(
-            reader,
-            plan,
-            config=DiTConfig.from_folder(model / "transformer"),
-            caption_dropout=0.3,
-            token_budget=budget,
-            rank=rank,
-            ranks=ranks,
-        )
-        for step in loader.steps(0, steps):
+        for step in loader(rank, ranks, token_budget=budget).steps(0, 2):
             assert step.samples == 7
             for future in step.micro_batches:
                 for sample in split(future.result()):
@@ -35,6 +47,7 @@ def samples(reader: CacheReader, model: Path, *, ranks: int, budget: int, steps:
 
 
 def split(batch: MicroBatch) -> list[tuple[torch.Tensor, ...]]:
+    """Patches, noise, text, time and weight of each sample."""
     clean = batch.clean
     lengths = list(clean.image_lengths)
     return list(
@@ -43,57 +56,96 @@ def split(batch: MicroBatch) -> list[tuple[torch.Tensor, ...]]:
             batch.noise.split(lengths),
             clean.text.float().split(list(clean.text_lengths)),
             clean.timesteps.split(1),
+            batch.weights.split(1),
             strict=True,
         )
     )
 
 
-def test_ranks_and_micro_batches_change_nothing(cached: Path, tiny_model: Path):
-    reader = CacheReader(cached)
-    alone = samples(reader, tiny_model, ranks=1, budget=10_000)
-    assert len(alone) == 14
-    assert samples(reader, tiny_model, ranks=2, budget=120) == alone
-    assert samples(reader, tiny_model, ranks=3, budget=1) == alone
+def test_ranks_and_micro_batches_change_nothing(loader: Callable[..., Loader]):
+    alone = samples(loader, ranks=1, budget=10_000)
+    assert 14 < len(alone) < 28  # A pooled one beside each picture, but for those too flat to be pooled.
+    assert samples(loader, ranks=2, budget=120) == alone
+    assert samples(loader, ranks=3, budget=1) == alone
 
 
-def test_latents_are_shifted_and_scaled(cached: Path, tiny_model: Path):
+def test_latents_are_shifted_and_scaled_and_pooled(cached: Path, loader: Callable[..., Loader]):
     reader = CacheReader(cached)
-    plan = Plan(seed=0, samples=reader.images, batch=reader.images)
-    loader = Loader(
-        reader, plan, config=DiTConfig.from_folder(tiny_model / "transformer"), caption_dropout=0, token_budget=10**6
+    (step,) = loader(batch=11, pooled_loss=0.5).steps(0, 1)
+    batch = step.micro_batches[0].result()
+    shown = split(batch)
+    latents = []
+    for index in step.draws.pictures:
+        raw = reader.latent(int(index)).double()
+        latents.append(((raw - reader.shift_factor) * reader.scaling_factor).float())
+    for latent, (patches, *_, weight) in zip(latents, shown, strict=False):
+        torch.testing.assert_close(patches, patchify(latent, 2), rtol=0, atol=1e-6)
+        assert weight == 1
+    wide = [latent for latent in latents if min(latent.shape[1:]) >= 8]
+    assert len(wide) == len(shown) - 11 > 0
+    for latent, (patches, noise, _, time, weight) in zip(wide, shown[11:], strict=True):
+        channels, height, width = latent.shape
+        height, width = height // 8 * 8, width // 8 * 8  # Whole patches of 2 x 2 pooled latents.
+        blocks = latent[:, :height, :width].reshape(channels, height // 4, 4, width // 4, 4)
+        torch.testing.assert_close(patches, patchify(blocks.mean(dim=(2, 4)), 2), rtol=0, atol=1e-6)
+        assert weight == 0.5
+        assert noise.shape == patches.shape
+        assert time not in batch.clean.timesteps[:11]
+
+
+def test_draws_follow_their_settings(cached: Path):
+    reader = CacheReader(cached)
+    settings = SETTINGS.model_copy(
+        update={"batch": 4000, "caption_dropout": 0.25, "captions": {"tags": 3.0, "text": 1.0}}
     )
-    (step,) = loader.steps(0, 1)
-    clean = step.micro_batches[0].result().clean
-    raw = torch.cat([reader.latent(int(i)).float().flatten() for i in plan.step(0)])
-    expected = (raw.double() - reader.shift_factor) * reader.scaling_factor
-    assert clean.patches.double().sum().item() == pytest.approx(expected.sum().item(), abs=1e-2)
-    assert clean.patches.double().square().sum().item() == pytest.approx(expected.square().sum().item(), rel=1e-5)
-
-
-def test_draws_follow_their_settings(cached: Path, tiny_model: Path):
-    reader = CacheReader(cached)
-    plan = Plan(seed=0, samples=reader.images, batch=4000)
-    loader = Loader(
-        reader, plan, config=DiTConfig.from_folder(tiny_model / "transformer"), caption_dropout=0.25, token_budget=1
-    )
-    draws = loader.draws(0)
-    captioned = [c for i, c in zip(draws.samples, draws.captions, strict=True) if reader.variants(int(i))]
+    draws = draw(plan_phases(cached, reader, settings).at(0), settings, 0)
+    captioned = [c for i, c in zip(draws.pictures, draws.captions, strict=True) if reader.variants(int(i))]
     share = sum(caption is None for caption in captioned) / len(captioned)
     assert share == pytest.approx(0.25, abs=0.03)
-    two = [c for i, c in zip(draws.samples, draws.captions, strict=True) if c and len(reader.variants(int(i))) == 2]
-    assert two.count("tags") / len(two) == pytest.approx(0.5, abs=0.05)
+    two = [c for i, c in zip(draws.pictures, draws.captions, strict=True) if c and len(reader.variants(int(i))) == 2]
+    assert two.count("tags") / len(two) == pytest.approx(0.75, abs=0.05)
     m = flow.shift((64 / 16) ** 2)  # The cache's area, not each picture's.
-    assert (1 - torch.from_numpy(draws.times)).median().item() == pytest.approx(
-        torch.tensor(m).sigmoid().item(), abs=0.02
-    )
+    median = torch.tensor(m).sigmoid().item()
+    for times in (draws.times, draws.pooled_times):
+        assert (1 - torch.from_numpy(times)).median().item() == pytest.approx(median, abs=0.02)
+    assert not np.isin(draws.times, draws.pooled_times).any()
 
 
-def test_pictures_without_captions_are_shown_with_the_empty_one(cached: Path, tiny_model: Path):
+def test_times_are_shifted_by_the_area_of_each_sample():
+    small, large = (SimpleNamespace(area=area, multiple=16, variants=lambda _: []) for area in (256, 1024))
+    plan = Plan(0, 4000, 4000)
+    phase = Phase(0, [small, large], np.arange(4000), plan, 0, 1e-4)  # type: ignore[list-item]
+    draws = draw(phase, SETTINGS, 0)
+    for reader, m in ((small, 0.5), (large, 1.15)):  # As the official run has it.
+        times = draws.times[[one is reader for one in draws.readers]]
+        assert 1800 < len(times) < 2200
+        assert np.median(np.log(times / (1 - times))) == pytest.approx(-m, abs=0.1)
+
+
+@given(
+    variants=st.lists(st.sampled_from("abcde"), unique=True),
+    weights=st.dictionaries(st.sampled_from("abcdef"), st.floats(0.1, 10)),
+    choice=st.floats(0, 1, exclude_max=True),
+)
+def test_a_caption_is_one_that_the_picture_has(variants: list[str], weights: dict[str, float], choice: float):
+    chosen = caption(variants, weights, choice)
+    if not variants:
+        assert chosen is None
+    elif set(variants) & set(weights):
+        assert chosen in set(variants) & set(weights)
+    else:
+        assert chosen == variants[int(choice * len(variants))]
+
+
+def test_a_caption_variant_that_the_cache_does_not_have(cached: Path):
+    check_captions(CacheReader(cached), {"tags": 1.0})
+    with pytest.raises(UserError, match=r"^train\.captions\.poem: the cache has the variants tags, text$"):
+        check_captions(CacheReader(cached), {"tags": 1.0, "poem": 2.0})
+
+
+def test_pictures_without_captions_are_shown_with_the_empty_one(cached: Path):
     reader = CacheReader(cached)
-    plan = Plan(seed=0, samples=reader.images, batch=reader.images)
-    loader = Loader(
-        reader, plan, config=DiTConfig.from_folder(tiny_model / "transformer"), caption_dropout=0, token_budget=10**6
-    )
-    draws = loader.draws(0)
-    for index, caption in zip(draws.samples, draws.captions, strict=True):
-        assert (caption is None) == (not reader.variants(int(index)))
+    settings = SETTINGS.model_copy(update={"batch": reader.images, "caption_dropout": 0.0})
+    draws = draw(plan_phases(cached, reader, settings).at(0), settings, 0)
+    for index, chosen in zip(draws.pictures, draws.captions, strict=True):
+        assert (chosen is None) == (not reader.variants(int(index)))

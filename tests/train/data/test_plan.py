@@ -28,6 +28,26 @@ def test_stream_does_not_depend_on_the_batch(seed: int, samples: int, batch: int
     assert stream(batch) == stream(other)
 
 
+@given(
+    st.integers(0, 2**40),
+    st.lists(st.floats(0.05, 20), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 12),
+)
+def test_weighted_samples_come_as_often_as_they_weigh(seed: int, weights: list[float], batch: int, epochs: int):
+    scaled = np.array(weights) / np.mean(weights)
+    plan = Plan(seed, len(scaled), batch, scaled)
+    steps = -(-epochs * len(scaled) // batch)
+    stream = np.concatenate([plan.step(step) for step in range(steps)])
+    counts = np.bincount(stream, minlength=len(scaled))
+    # Between two ends of epochs, where it is within one, a sample may have come with all of its share, or none.
+    share = len(stream) / len(scaled) * scaled
+    assert (np.abs(counts - share) <= np.ceil(scaled) + 1).all()
+    other = Plan(seed, len(scaled), batch + 1, scaled)
+    again = np.concatenate([other.step(step) for step in range(steps)])
+    assert again[: len(stream)].tolist() == stream.tolist()
+
+
 def test_epochs_and_seeds_are_shuffled_differently():
     plan = Plan(seed=0, samples=50, batch=50)
     assert not np.array_equal(plan.step(0), plan.step(1))
