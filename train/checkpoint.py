@@ -23,7 +23,8 @@ from shared.files import atomic_folder
 from shared.fingerprint import differences
 from train.ema import Ema, copy_into
 from train.model.config import DiTConfig
-from train.model.weights import from_diffusers, load_state, save_transformer
+from train.model.names import from_diffusers
+from train.model.weights import load_state, save_transformer
 from train.optimizer import restore_state, state_tensors
 
 VERSION = 2

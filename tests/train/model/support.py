@@ -1,6 +1,6 @@
 """A miniature model and batches for it, shared by the tests of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
+from train.model.names import to_diffusers
 from train.model.packing import PackedBatch, pack
-from train.model.weights import to_diffusers
 
 CONFIG = DiTConfig(
     cap_feat_dim=20,
@@ -80,3 +80,10 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Norm of the difference over the norm of what is expected."""
     found, expected = found.detach().double(), expected.detach().double()
     return float((found - expected).norm() / expected.norm())
+
+
+def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
+    )
