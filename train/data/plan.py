@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from train.data.random import permutation, stream_key
 
 # The streams of random numbers of a run, each with a purpose of its own.
-ORDER, NOISE, TIME, CAPTION = range(4)
+ORDER, NOISE, TIME, CAPTION, ADAPTER = range(5)
 
 
 @dataclass(frozen=True)

@@ -130,13 +130,16 @@ def _skeleton(config: DiTConfig) -> Lumina2DiT:
 
 def _check(state: State, model: Lumina2DiT, path: Path) -> None:
     """Raise UserError where `state`, of diffusers' names, has others, or other shapes, than the model."""
-    expected = {name: tuple(tensor.shape) for name, tensor in to_diffusers(model.state_dict()).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if problems := mismatches(to_diffusers(model.state_dict()), state):
+        raise UserError(f"{path}: not the weights of the transformer in {CONFIG_FILE}; {problems}")
+
+
+def mismatches(expected: State, found: State) -> str:
+    """What of the names and shapes is not as expected; empty where all are."""
+    common = expected.keys() & found.keys()
     problems = {
         "missing": expected.keys() - found.keys(),
         "unexpected": found.keys() - expected.keys(),
-        "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
+        "of another shape": {name for name in common if expected[name].shape != found[name].shape},
     }
-    listed = [f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names]
-    if listed:
-        raise UserError(f"{path}: not the weights of the transformer in {CONFIG_FILE}; " + "; ".join(listed))
+    return "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in problems.items() if names)
