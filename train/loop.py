@@ -27,8 +27,9 @@ from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
 from train.settings import TrainSettings
 
-STATE_BYTES = 2 + 4 + 4 + 4
-"""Per weight: what computes, what learns, its gradient, the average; the optimiser's moments come on top."""
+STATE_BYTES = 4 + 4 + 4
+"""Per weight that learns, beside the one that computes: its float32 one, the gradient, the average. The optimiser's
+moments come on top."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -90,7 +91,8 @@ class Trainer:
             return "nothing"
         _, memory = torch.cuda.mem_get_info(self._device)
         moments = 2 if settings.optimizer.states == "int8" else 8
-        fixed = (STATE_BYTES + moments) * sum(weight.numel() for weight in self._weights.values())
+        fixed = 2 * sum(weight.numel() for weight in self._model.parameters())
+        fixed += (STATE_BYTES + moments) * sum(weight.numel() for weight in self._weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
             return found
@@ -164,10 +166,11 @@ class Trainer:
 
     def _announce(self, first: int) -> None:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        learning = sum(weight.numel() for weight in self._weights.values())
         self._accelerator.print(
-            f"{self._folder}: {parameters / 1e6:,.1f}M parameters on {self._accelerator.num_processes} x "
-            f"{self._device.type}, attention by {backend(self._device, self._model.dtype)}, "
-            f"recomputing {self._model.recompute}\n"
+            f"{self._folder}: {learning / 1e6:,.1f}M of {parameters / 1e6:,.1f}M parameters learn "
+            f"on {self._accelerator.num_processes} x {self._device.type}, "
+            f"attention by {backend(self._device, self._model.dtype)}, recomputing {self._model.recompute}\n"
             f"{self._reader.images:,} pictures, steps {first:,} to {self._settings.steps:,} of "
             f"{self._settings.batch:,} samples: {self._plan.epochs(self._settings.steps):,.1f} epochs in all"
         )
