@@ -26,6 +26,7 @@ from train.peak import peak_flops
 from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
 from train.settings import TrainSettings
+from train.trained import Trained
 
 STATE_BYTES = 4 + 4 + 4
 """Per weight that learns, beside the one that computes: its float32 one, the gradient, the average. The optimiser's
@@ -53,6 +54,7 @@ class Trainer:
         self._weights = self._masters.weights
         self._optimizer = adamw(self._weights.values(), settings.optimizer)
         self._ema = Ema(self._weights, settings.ema)
+        self._trained = Trained(model, settings)
         model.recompute = self._recompute()
         if self._device.type == "cuda":
             if settings.precision == "float8":
@@ -130,7 +132,7 @@ class Trainer:
         if done % settings.checkpoint_every == 0 or is_end:
             with metrics.paused():
                 checkpoint.save(
-                    self._folder, self._state(done), self._model.config, self._weights, self._ema, self._optimizer
+                    self._folder, self._state(done), self._trained, self._weights, self._ema, self._optimizer
                 )
         if done % settings.samples.every == 0 or is_end:
             with metrics.paused(), self._ema.applied(self._model):
@@ -141,7 +143,7 @@ class Trainer:
         path = checkpoint.latest(self._folder)
         if path is None:
             return 0
-        step = checkpoint.load(path, self._state(0), self._weights, self._ema, self._optimizer)
+        step = checkpoint.load(path, self._state(0), self._trained, self._weights, self._ema, self._optimizer)
         self._masters.publish()
         console.print(f"going on from {path}", soft_wrap=True)
         return step
