@@ -2,7 +2,7 @@
 
     checkpoints/00000500/
       transformer/         the weights, in the diffusers layout
-      transformer_ema/     their moving average, likewise
+      transformer_ema/     their moving average, likewise; adapter/ and adapter_ema/ where those learn
       optimizer.safetensors
       state.json           step, seed and cache: what has to fit for the run to go on
 
@@ -22,9 +22,8 @@ from shared.errors import UserError
 from shared.files import atomic_folder
 from shared.fingerprint import differences
 from train.ema import Ema, copy_into
-from train.model.config import DiTConfig
-from train.model.weights import from_diffusers, load_state, save_transformer
 from train.optimizer import restore_state, state_tensors
+from train.trained import Trained
 
 VERSION = 2
 
@@ -51,13 +50,13 @@ def path_of(run: Path, step: int) -> Path:
 
 
 def save(
-    run: Path, state: State, config: DiTConfig, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
+    run: Path, state: State, trained: Trained, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
 ) -> Path:
     """Write the checkpoint of `state.step` and return its folder."""
     target = path_of(run, state.step)
     with atomic_folder(target) as temporary:
-        save_transformer(weights, config, temporary / "transformer")
-        save_transformer(ema.average, config, temporary / "transformer_ema")
+        trained.save(weights, temporary)
+        trained.save(ema.average, temporary, "_ema")
         save_file(state_tensors(weights, optimizer), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     return target
@@ -68,7 +67,9 @@ def latest(run: Path) -> Path | None:
     return max((path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir()), default=None)
 
 
-def load(path: Path, expected: State, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
+def load(
+    path: Path, expected: State, trained: Trained, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
+) -> int:
     """Restore a checkpoint into the three and return the next step.
 
     Raises UserError listing what differs where the run would not go on with the same samples.
@@ -82,7 +83,8 @@ def load(path: Path, expected: State, weights: Weights, ema: Ema, optimizer: tor
             + "\n  ".join(problems)
             + "\nset these back, or start a run of its own with --name"
         )
+    values, averages = trained.load(path), trained.load(path, "_ema")
     restore_state(load_file(path / "optimizer.safetensors"), weights, optimizer)
-    copy_into(weights, from_diffusers(load_state(path / "transformer")))
-    copy_into(ema.average, from_diffusers(load_state(path / "transformer_ema")))
+    copy_into(weights, values)
+    copy_into(ema.average, averages)
     return step

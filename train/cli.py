@@ -9,6 +9,7 @@ import yaml
 
 from shared.errors import UserError
 from shared.pipelines import load
+from train.export import Dtype, Format
 from train.settings import TrainSettings
 
 app = typer.Typer(
@@ -68,14 +69,18 @@ def audit(work: Work = Path("work"), name: Name = "default") -> None:
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder WORK/runs/NAME/checkpoints/STEP.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="What to write: for diffusers a folder, for ComfyUI a .safetensors file.")
+    ],
     model: Model = "Alpha-VLLM/Lumina-Image-2.0",
     raw: Annotated[bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="Who is to load it. Only adapters: -lora.")] = "diffusers",
+    dtype: Annotated[Dtype, typer.Option(help="Of the numbers.")] = "bfloat16",
 ) -> None:
-    """Write a pipeline folder that diffusers' Lumina2Pipeline loads."""
-    from train.export import export_pipeline
+    """Write weights that diffusers or ComfyUI loads. Adapters are added to the model, or written alone."""
+    from train.export import write
 
-    export_pipeline(checkpoint, out, model, raw=raw)
+    write(checkpoint, out, model, form=form, dtype=dtype, raw=raw)
     typer.echo(f"written: {out}")
 
 

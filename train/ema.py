@@ -27,7 +27,7 @@ class Ema:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Let the model hold the averages for a while, for drawing samples."""
-        parameters = dict(model.named_parameters())
+        parameters = {name: p for name, p in model.named_parameters() if name in self.average}
         raw = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         copy_into(parameters, self.average)
         try:

@@ -25,9 +25,11 @@ from train.peak import peak_flops
 from train.precision import MasterWeights, to_float8
 from train.samples import Sampler
 from train.settings import TrainSettings
+from train.trained import Trained
 
-STATE_BYTES = 2 + 4 + 4 + 4
-"""Per weight: what computes, what learns, its gradient, the average; the optimiser's moments come on top."""
+STATE_BYTES = 4 + 4 + 4
+"""Per weight that learns, beside the one that computes: its float32 one, the gradient, the average. The optimiser's
+moments come on top."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -58,6 +60,7 @@ class Trainer:
         self._weights = self._masters.weights
         self._optimizer = adamw(self._weights.values(), settings.optimizer)
         self._ema = Ema(self._weights, settings.ema)
+        self._trained = Trained(model, settings)
         model.recompute = self._recompute()
         if self._device.type == "cuda":
             if settings.precision == "float8":
@@ -95,7 +98,8 @@ class Trainer:
             return "nothing"
         _, memory = torch.cuda.mem_get_info(self._device)
         moments = 2 if settings.optimizer.states == "int8" else 8
-        fixed = (STATE_BYTES + moments) * sum(weight.numel() for weight in self._weights.values())
+        fixed = 2 * sum(weight.numel() for weight in self._model.parameters())
+        fixed += (STATE_BYTES + moments) * sum(weight.numel() for weight in self._weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
             return found
@@ -132,7 +136,7 @@ class Trainer:
         if done % settings.checkpoint_every == 0 or is_end:
             with metrics.paused():
                 checkpoint.save(
-                    self._folder, self._state(done), self._model.config, self._weights, self._ema, self._optimizer
+                    self._folder, self._state(done), self._trained, self._weights, self._ema, self._optimizer
                 )
         if done % settings.samples.every == 0 or is_end:
             with metrics.paused(), self._ema.applied(self._model):
@@ -143,7 +147,7 @@ class Trainer:
         path = checkpoint.latest(self._folder)
         if path is None:
             return 0
-        step = checkpoint.load(path, self._state(0), self._weights, self._ema, self._optimizer)
+        step = checkpoint.load(path, self._state(0), self._trained, self._weights, self._ema, self._optimizer)
         self._masters.publish()
         console.print(f"going on from {path}", soft_wrap=True)
         return step
@@ -168,10 +172,11 @@ class Trainer:
 
     def _announce(self, first: int) -> None:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        learning = sum(weight.numel() for weight in self._weights.values())
         self._accelerator.print(
-            f"{self._folder}: {parameters / 1e6:,.1f}M parameters on {self._accelerator.num_processes} x "
-            f"{self._device.type}, attention by {backend(self._device, self._model.dtype)}, "
-            f"recomputing {self._model.recompute}\n"
+            f"{self._folder}: {learning / 1e6:,.1f}M of {parameters / 1e6:,.1f}M parameters learn "
+            f"on {self._accelerator.num_processes} x {self._device.type}, "
+            f"attention by {backend(self._device, self._model.dtype)}, recomputing {self._model.recompute}\n"
             f"steps {first:,} to {self._settings.steps:,} of {self._settings.batch:,} samples\n"
             + "\n".join(self._phases.lines(self._settings.steps))
         )

@@ -16,18 +16,18 @@ from train.model.dit import Lumina2DiT
 
 
 class MasterWeights:
-    """The float32 weights of a model that computes in `dtype`, and their gradients."""
+    """The float32 weights of a model that computes in `dtype`, and their gradients: of those that learn."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Turns the model, which has float32 weights, into one of `dtype`; float32 leaves it as it is."""
-        self.weights: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.weights: dict[str, nn.Parameter] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         """What the optimiser changes, by the names of the model. Their `grad` is what is summed up."""
         self._copies: list[Tensor] = []
         if dtype == torch.float32:
             return
         self.weights = {name: nn.Parameter(copy.detach().clone()) for name, copy in self.weights.items()}
-        self._copies = list(model.to(dtype).parameters())
-        for copy, weight in zip(model.parameters(), self.weights.values(), strict=True):
+        self._copies = [parameter for parameter in model.to(dtype).parameters() if parameter.requires_grad]
+        for copy, weight in zip(self._copies, self.weights.values(), strict=True):
             copy.register_post_accumulate_grad_hook(partial(_pass_on, weight))
 
     def gradients(self) -> list[Tensor]:

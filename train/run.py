@@ -12,8 +12,12 @@ from train.cache.reader import CacheReader
 from train.data.draws import check_captions
 from train.data.phases import plan_phases
 from train.loop import Trainer
+from train.model.adapter_files import load_adapter
+from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
-from train.model.weights import load_transformer
+from train.model.freeze import freeze
+from train.model.lora import add_lora
+from train.model.weights import load_weights
 from train.samples import Sampler
 from train.settings import TrainSettings
 
@@ -35,16 +39,38 @@ def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
 
 
 def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lumina2DiT:
-    """The transformer to train, in float32, checked against the cache."""
-    model = load_transformer(base / "transformer").float()
-    config = model.config
+    """The transformer to train, in float32, checked against the cache; what does not learn wants no gradient.
+
+    Raises UserError where settings exclude one another or do not fit the model.
+    """
+    _check(settings)
+    folder = base / "transformer"
+    config = DiTConfig.from_folder(folder)
     if (config.cap_feat_dim, config.in_channels) != (reader.text_dim, reader.channels):
         raise UserError(
-            f"{base}/transformer takes captions of width {config.cap_feat_dim} and latents of "
+            f"{folder} takes captions of width {config.cap_feat_dim} and latents of "
             f"{config.in_channels} channels, the cache holds {reader.text_dim} and {reader.channels}; "
             "run cache-latents with this model first"
         )
+    model = load_weights(settings.weights or str(folder), config).float()
     if settings.init == "random":
         torch.manual_seed(settings.seed)
         model.init_weights()
+    freeze(model, settings.freeze)
+    if settings.lora is not None:
+        add_lora(model, settings.lora, settings.seed)
+        if settings.lora.init is not None:
+            load_adapter(model, Path(settings.lora.init), settings.lora.alpha / settings.lora.rank)
     return model
+
+
+def _check(settings: TrainSettings) -> None:
+    """Raise UserError where settings exclude one another."""
+    excluded = {
+        "train.init = random": (settings.init == "random", ("train.weights", settings.weights)),
+        "train.lora, which leaves the model as it is,": (settings.lora, ("train.freeze", settings.freeze)),
+        "train.precision = float8": (settings.precision == "float8", ("train.lora", settings.lora)),
+    }
+    for what, (given, (other, value)) in excluded.items():
+        if given and value:
+            raise UserError(f"{what} and {other} exclude one another; leave out one of them")

@@ -76,6 +76,24 @@ class SampleSettings(Settings):
     seed: int = 0
 
 
+LoraTarget = Literal["attention", "feed_forward"]
+
+
+class LoraSettings(Settings):
+    """Adapters that learn in place of the model's own weights (arXiv 2106.09685)."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16.0
+    """The adapters' share is multiplied by alpha / rank."""
+    targets: tuple[Literal["attention", "feed_forward"], ...] = Field(
+        default=("attention", "feed_forward"), min_length=1
+    )
+    """Which matrices of every block have one."""
+    init: str | None = None
+    """An adapter to go on from: a file or a folder in the naming of peft, diffusers or ComfyUI, of the same rank and
+    targets."""
+
+
 class TrainSettings(Settings):
     """How the transformer is finetuned. The defaults are the numbers of the run this project follows."""
 
@@ -101,6 +119,14 @@ class TrainSettings(Settings):
     """Decay of the averaged weights per step. The average forgets its start sooner in the first steps."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Start from the weights in the model folder, or from scratch."""
+    weights: str | None = None
+    """Start from these weights in place of the model folder's: a transformer in the diffusers layout, with or without
+    its pipeline; a checkpoint; a .safetensors file in the naming of diffusers, of the original or of ComfyUI; or a
+    hub name."""
+    freeze: tuple[str, ...] = ()
+    """Parts that do not learn: text, image, time, layers, output; or some layers, as layers.3 or layers.0-12."""
+    lora: LoraSettings | None = None
+    """Train adapters and leave the model as it is."""
     precision: Literal["bfloat16", "float8"] = "bfloat16"
     """What a GPU computes the large products in; a CPU has float32. The weights that learn are float32 either way."""
     recompute: Recompute | Literal["auto"] = "auto"

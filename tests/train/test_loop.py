@@ -13,7 +13,7 @@ from PIL import Image
 
 from shared.errors import UserError
 from train.audit import audit
-from train.export import export_pipeline
+from train.export import write
 from train.metrics import read
 from train.run import start
 from train.settings import OptimizerSettings, SampleSettings, TrainSettings
@@ -124,7 +124,8 @@ def test_learning_rate_rises_over_the_warmup(train: Train):
 
 def test_exported_folder_draws_through_diffusers(train: Train, tiny_model: Path, tmp_path: Path):
     run = train("run", steps=2)
-    export_pipeline(run / "checkpoints/00000002", tmp_path / "out", str(tiny_model), raw=False)
+    checkpoint = run / "checkpoints/00000002"
+    write(checkpoint, tmp_path / "out", str(tiny_model), form="diffusers", dtype="float32", raw=False)
     pipeline = Lumina2Pipeline.from_pretrained(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline("1girl, blue hair", num_inference_steps=2, height=64, width=80).images[0]
@@ -132,7 +133,7 @@ def test_exported_folder_draws_through_diffusers(train: Train, tiny_model: Path,
     averaged = Lumina2Transformer2DModel.from_pretrained(run / "checkpoints/00000002/transformer_ema")
     assert torch.equal(pipeline.transformer.x_embedder.weight, averaged.x_embedder.weight)
     with pytest.raises(UserError, match="checkpoints/STEP"):
-        export_pipeline(run, tmp_path / "no", str(tiny_model), raw=True)
+        write(run, tmp_path / "no", str(tiny_model), form="diffusers", dtype="float32", raw=True)
 
 
 @pytest.mark.parametrize(("change", "field"), [({"seed": 5}, "seed"), ({"batch": 3}, "batch")])

@@ -1,6 +1,7 @@
 """Model folders: a local one, or a hub's."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared.errors import UserError
@@ -17,20 +18,20 @@ def model_folder(model: str) -> Path:
     """
     folder = Path(model)
     if not folder.is_dir():
-        folder = _downloaded(model)
+        folder = downloaded(model, ("model_index.json", *(f"{part}/*" for part in PARTS)))
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise UserError(f"{folder}: no {missing[0]}/ in it; give a Lumina 2 pipeline in the diffusers layout")
     return folder
 
 
-def _downloaded(model: str) -> Path:
+def downloaded(model: str, patterns: Sequence[str]) -> Path:
+    """The folder of a hub's repository, with the files that match `patterns`. Raises UserError where there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["model_index.json", *(f"{part}/*" for part in PARTS)]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(snapshot_download(model, allow_patterns=list(patterns)))
     except (OSError, HFValidationError) as error:
         raise UserError(f"{model}: neither a folder nor a model that can be had from the hub ({error})") from None
 

@@ -1,7 +1,7 @@
 """The parts of the transformer.
 
 Attribute names are diffusers', but for two pairs of matrices that are one here: a single product with a wide matrix
-is faster than several with narrow ones, and leaves no gradients to be added up. `weights.to_diffusers` splits them.
+is faster than several with narrow ones, and leaves no gradients to be added up. `names.to_diffusers` splits them.
 """
 
 from typing import Any, NamedTuple

@@ -1,13 +1,13 @@
 """Compiled blocks: the same numbers, and few graphs, whatever the mix of sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tests.train.model.support import GPU_CONFIG, MIXED, Sample, batch_of, random_model, relative
+from tests.train.model.support import GPU_CONFIG, MIXED, Sample, batch_of, random_lora, random_model, relative
 from train.model import attention
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
@@ -47,8 +47,9 @@ def _a_kernel_of_offsets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_a_kernel_of_offsets")
-def test_one_graph_for_each_kind_of_block_serves_any_mix() -> None:
-    model = random_model()
+@pytest.mark.parametrize("make", [random_model, random_lora])
+def test_one_graph_for_each_kind_of_block_serves_any_mix(make: Callable[[], Lumina2DiT]) -> None:
+    model = make()
     with torch.no_grad():
         expected = [model(batch, layout_of(batch)) for batch in map(batch_of, MIXES)]
         model.compile_blocks("aot_eager")
@@ -57,6 +58,24 @@ def test_one_graph_for_each_kind_of_block_serves_any_mix() -> None:
             assert relative(model(batch, layout_of(batch)), plain) < 1e-6
             # And one more for a sample that is alone: the compiler makes constants of ones.
             assert counters["stats"]["unique_graphs"] == (2 if len(samples) > 1 else 3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
+def test_compiled_adapters_learn_the_same() -> None:
+    batch = batch_of(MIXES[3])
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model = random_lora()
+        if compiled:
+            model.recompute = "everything"
+            model.compile_blocks("aot_eager")
+        model(batch, layout_of(batch)).square().mean().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for (name, plain), compiled_grad in zip(found[0].items(), found[1].values(), strict=True):
+        assert (plain is not None) == (compiled_grad is not None) == ("lora" in name), name
+        if plain is not None and compiled_grad is not None:
+            assert relative(compiled_grad, plain) < 1e-5, name
 
 
 def gradients(model: Lumina2DiT, samples: list[Sample], dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:

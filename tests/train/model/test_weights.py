@@ -1,30 +1,19 @@
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from tests.train.model.support import CONFIG, random_model
+from shared.errors import UserError
+from tests.train.model.support import CONFIG, random_model, same
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
-from train.model.weights import (
-    from_diffusers,
-    from_original,
-    load_state,
-    load_transformer,
-    save_transformer,
-    to_diffusers,
-    to_original,
-)
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Equal names and equal bits."""
-    return left.keys() == right.keys() and all(
-        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
-    )
+from train.model.names import to_diffusers, to_original
+from train.model.weights import load_state, load_transformer, load_weights, save_transformer
 
 
 def test_names_and_shapes_are_diffusers() -> None:
@@ -75,83 +64,80 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
         load_transformer(tmp_path)
 
 
-def test_own_names_are_the_same_numbers() -> None:
-    state = random_model().state_dict()
-    assert same(from_diffusers(to_diffusers(state)), state)
-    assert sum(x.numel() for x in to_diffusers(state).values()) == sum(x.numel() for x in state.values())
-
-
-def test_round_trip_through_original_names() -> None:
-    state = to_diffusers(random_model().state_dict())
-    original = to_original(state)
-    assert same(from_original(original), state)
-    assert same(from_original({f"model.diffusion_model.{name}": x for name, x in original.items()}), state)
-
-
-def test_original_names() -> None:
-    """Those of the released checkpoint, as diffusers' converter and ComfyUI's `lumina/model.py` spell them."""
-    original = to_original(to_diffusers(random_model().state_dict()))
-    block = {
-        *(
-            "attention.qkv.weight",
-            "attention.out.weight",
-            "attention.q_norm.weight",
-            "attention.k_norm.weight",
-        ),
-        *("feed_forward.w1.weight", "feed_forward.w2.weight", "feed_forward.w3.weight"),
-        *("attention_norm1.weight", "attention_norm2.weight", "ffn_norm1.weight", "ffn_norm2.weight"),
-    }
-    modulation = {"adaLN_modulation.1.weight", "adaLN_modulation.1.bias"}
-    assert {name.removeprefix("layers.1.") for name in original if name.startswith("layers.1.")} == block | modulation
-    assert {name[18:] for name in original if name.startswith("context_refiner.0.")} == block
-    assert {name for name in original if not name.startswith(("layers", "context_refiner", "noise_refiner"))} == {
-        *("x_embedder.weight", "x_embedder.bias", "norm_final.weight"),
-        *("cap_embedder.0.weight", "cap_embedder.1.weight", "cap_embedder.1.bias"),
-        *(
-            "t_embedder.mlp.0.weight",
-            "t_embedder.mlp.0.bias",
-            "t_embedder.mlp.2.weight",
-            "t_embedder.mlp.2.bias",
-        ),
-        *("final_layer.adaLN_modulation.1.weight", "final_layer.adaLN_modulation.1.bias"),
-        *("final_layer.linear.weight", "final_layer.linear.bias"),
-    }
-    assert torch.equal(original["norm_final.weight"], torch.ones(CONFIG.hidden_size))
-
-
-def test_from_original_agrees_with_diffusers_converter() -> None:
-    convert = pytest.importorskip("diffusers.loaders.single_file_utils").convert_lumina2_to_diffusers
-    # diffusers' converter knows the released width only.
-    config = DiTConfig(cap_feat_dim=8, num_layers=1, num_refiner_layers=1, multiple_of=64, ffn_dim_multiplier=0.01)
-    state = to_diffusers(random_model(config).bfloat16().state_dict())
-    assert same(from_original(to_original(state)), convert(to_original(state)))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("layers.0.ffn_norm1.weight", "layers.0.ffn_norm3.weight"),
-        ("context_refiner.0.norm1.weight", "context_refiner.0.norm1.norm.weight"),
-        ("x_embedder.bias", "pos_embed"),
-    ],
-)
-def test_foreign_names_are_refused(old: str, new: str) -> None:
-    state = to_diffusers(random_model().state_dict())
-    state[new] = state.pop(old)
-    with pytest.raises(ValueError, match=new):
-        to_original(state)
-
-
-def test_a_projection_alone_cannot_be_converted() -> None:
-    state = to_diffusers(random_model().state_dict())
-    del state["layers.1.attn.to_k.weight"]
-    with pytest.raises(ValueError, match=r"missing.*layers\.1\.attn\.to_k\.weight"):
-        to_original(state)
-
-
 def test_an_index_lists_the_files_to_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "one.safetensors")
     save_file({"b": torch.zeros(2)}, tmp_path / "two.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     assert same(load_state(tmp_path), {"a": torch.ones(1), "b": torch.zeros(2)})
+
+
+def test_weights_are_taken_from_wherever_they_lie(tmp_path: Path) -> None:
+    model = random_model()
+    state = to_diffusers(model.state_dict())
+    original = to_original(state)
+    prefixed = {f"model.diffusion_model.{name}": x for name, x in original.items()}
+    files = {
+        "diffusers": state,
+        "original": original,
+        "no_norm_final": {name: x for name, x in original.items() if name != "norm_final.weight"},
+        "all_in_one": prefixed | {"vae.encoder.conv_in.weight": torch.ones(1), "text_encoders.x": torch.ones(1)},
+    }
+    for name, tensors in files.items():
+        save_file({name: x.clone() for name, x in tensors.items()}, tmp_path / f"{name}.safetensors")
+    save_transformer(model.state_dict(), CONFIG, tmp_path / "alone")
+    save_transformer(model.state_dict(), CONFIG, tmp_path / "pipeline" / "transformer")
+    save_transformer(model.state_dict(), replace(CONFIG, sample_size=7), tmp_path / "run" / "transformer_ema")
+    raw = {name: x + 1 for name, x in model.state_dict().items()}
+    save_transformer(raw, CONFIG, tmp_path / "run" / "transformer")
+    for source in (*(f"{name}.safetensors" for name in files), "alone", "pipeline", "run"):
+        loaded = load_weights(str(tmp_path / source), CONFIG)
+        assert same(loaded.state_dict(), model.state_dict()), source
+        assert loaded.config == CONFIG
+    assert same(load_weights(str(tmp_path / "run" / "transformer"), CONFIG).state_dict(), raw)
+
+
+def test_weights_that_do_not_fit_are_refused_by_file(tmp_path: Path) -> None:
+    original = to_original(to_diffusers(random_model().state_dict()))
+    file = tmp_path / "some.safetensors"
+
+    def refusal(source: Path) -> str:
+        with pytest.raises(UserError) as refused:
+            load_weights(str(source), CONFIG)
+        return str(refused.value)
+
+    save_file({name: x.clone() for name, x in original.items() if name != "x_embedder.weight"}, file)
+    assert re.search(r"some.safetensors: .* missing: x_embedder.weight", refusal(file))
+    save_file({"lora.weight": torch.ones(1), "x_embedder.bias": torch.ones(1)}, file)
+    assert re.search(r"some.safetensors: not parameters .*: lora.weight", refusal(file))
+    save_file({"layers.0.attention.qkv.weight": torch.ones(96, 47)}, file)
+    assert re.search(r"some.safetensors: .*attn.qkv.weight: \(96, 47\) does not divide", refusal(file))
+    file.write_bytes(b"no tensors at all")
+    assert re.search(r"some.safetensors: cannot be read", refusal(file))
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    assert re.search(r"model.ckpt: only .safetensors", refusal(tmp_path / "model.ckpt"))
+    assert re.search(r"no transformer/config.json in it", refusal(tmp_path))
+    other = replace(CONFIG, axes_dim_rope=(8, 2, 2))
+    save_transformer(random_model(other).state_dict(), other, tmp_path / "other")
+    assert re.search(
+        r"other/config.json .*\n  axes_dim_rope: expected \[4, 4, 4\], found \[8, 2, 2\]", refusal(tmp_path / "other")
+    )
+
+
+def test_a_name_that_is_nowhere_is_looked_up_in_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    save_transformer(random_model().state_dict(), CONFIG, tmp_path)
+    files = [*(str(path.relative_to(tmp_path)) for path in tmp_path.iterdir()), "vae/config.json", "huge.safetensors"]
+    asked = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        found = list(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns))
+        assert sorted(found) == ["config.json", "diffusion_pytorch_model.safetensors"]
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert load_weights("owner/name", CONFIG).config == CONFIG
+    assert asked == ["owner/name"]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="neither a folder nor"):
+        load_weights("no such/name at all", CONFIG)
