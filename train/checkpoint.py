@@ -3,32 +3,37 @@
     checkpoints/00000500/
       transformer/         the weights, in the diffusers layout
       transformer_ema/     their moving average, likewise; adapter/ and adapter_ema/ where those learn
-      optimizer.safetensors
-      state.json           step, seed and cache: what has to fit for the run to go on
+      optimizer/           state of the optimiser, by the names of the weights
+      state.json           step, seed and cache: what has to fit for the run to go on; size and sum of every file
 
-A checkpoint's folder appears under its name only when it is complete.
+Each rank writes the weights that it owns: one file with one rank, shards with an index with several. Either is read by
+any number of ranks. The folder appears under its name only when it is complete.
 """
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shared.errors import UserError
-from shared.files import atomic_folder
+from shared.files import file_sha256
 from shared.fingerprint import differences
+from shared.progress import console
 from train.ema import Ema, copy_into
+from train.model.names import State as Tensors
+from train.model.weights import read_sharded
 from train.optimizer import restore_state, state_tensors
+from train.settings import TrainSettings
 from train.trained import Trained
 
-VERSION = 2
-
-Weights = Mapping[str, nn.Parameter]
-"""What the optimiser changes, by name."""
+VERSION = 3
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -41,50 +46,125 @@ class State:
     batch: int
     cache: str
     """Identity of the tensor cache."""
+    learning: str
+    """Which weights learn."""
+    optimizer: str
+    """What its state consists of."""
     version: int = VERSION
+
+
+def state_of(step: int, settings: TrainSettings, cache: str) -> State:
+    """The position of a run of these settings."""
+    learning = "all weights"
+    if settings.freeze:
+        learning += f" but {', '.join(sorted(settings.freeze))}"
+    if settings.lora is not None:
+        learning = f"adapters of rank {settings.lora.rank} on {', '.join(sorted(settings.lora.targets))}"
+    return State(step, settings.seed, settings.batch, cache, learning, settings.optimizer.states)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a checkpoint keeps, as far as this rank owns it."""
+
+    trained: Trained
+    weights: Mapping[str, nn.Parameter]
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+
+    def snapshot(self, is_first: bool) -> dict[str, Tensors]:
+        """Copies in the host's memory, by files within the checkpoint's folder, which goes on unchanged by training.
+
+        The first rank has besides what does not learn.
+        """
+        found = {
+            self.trained.file(): self.trained.tensors(self.weights, is_first),
+            self.trained.file("_ema"): self.trained.tensors(self.ema.average, is_first),
+            f"optimizer/{OPTIMIZER_FILE}": state_tensors(self.weights, self.optimizer),
+        }
+        return {
+            file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+            for file, tensors in found.items()
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take over the values of a checkpoint, written by any number of ranks."""
+        values, averages = self.trained.load(path), self.trained.load(path, "_ema")
+        restore_state(read_sharded(path / "optimizer" / OPTIMIZER_FILE), self.weights, self.optimizer)
+        copy_into(self.weights, values)
+        copy_into(self.ema.average, averages)
+
+
+def folder_of(run: Path) -> Path:
+    """Where a run has its checkpoints."""
+    return run / "checkpoints"
 
 
 def path_of(run: Path, step: int) -> Path:
     """The checkpoint of a run's folder that holds the weights after `step` steps."""
-    return run / "checkpoints" / f"{step:08}"
+    return folder_of(run) / f"{step:08}"
 
 
-def save(
-    run: Path, state: State, trained: Trained, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
-) -> Path:
-    """Write the checkpoint of `state.step` and return its folder."""
-    target = path_of(run, state.step)
-    with atomic_folder(target) as temporary:
-        trained.save(weights, temporary)
-        trained.save(ema.average, temporary, "_ema")
-        save_file(state_tensors(weights, optimizer), temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    return target
+def all_of(run: Path) -> list[Path]:
+    """The checkpoints of a run's folder, the oldest first."""
+    return sorted(path for path in folder_of(run).glob("[0-9]*") if path.is_dir())
 
 
-def latest(run: Path) -> Path | None:
-    """The newest checkpoint of a run's folder, or None."""
-    return max((path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir()), default=None)
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written, or None. Says which damaged ones it passes over.
 
-
-def load(
-    path: Path, expected: State, trained: Trained, weights: Weights, ema: Ema, optimizer: torch.optim.Optimizer
-) -> int:
-    """Restore a checkpoint into the three and return the next step.
-
-    Raises UserError listing what differs where the run would not go on with the same samples.
+    Raises UserError where there are checkpoints, all of them damaged.
     """
-    found = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    step = int(found["step"])
-    problems = differences({**asdict(expected), "step": step}, found)
-    if problems:
+    paths = all_of(run)
+    for path in reversed(paths):
+        if not (problem := damage(path)):
+            return path
+        console.print(f"{path}: passed over, {problem}", soft_wrap=True)
+    if paths:
+        raise UserError(f"{folder_of(run)}: every checkpoint is damaged; move them away to begin anew")
+    return None
+
+
+def damage(path: Path) -> str:
+    """What of a checkpoint is not as it was written; empty: nothing."""
+    try:
+        files: dict[str, dict[str, Any]] = read_manifest(path)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE_FILE} cannot be read ({error})"
+    with ThreadPoolExecutor() as pool:
+        return next(filter(None, pool.map(lambda name: _changed(path / name, files[name]), sorted(files))), "")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `state.json` says: a State's facts, `files` by name, and what else was kept."""
+    found: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def check_state(path: Path, expected: State) -> int:
+    """The step of a checkpoint. Raises UserError listing what differs where a run would not go on as it was."""
+    manifest = read_manifest(path)
+    step = int(manifest["step"])
+    found = {name: manifest.get(name) for name in asdict(expected)}
+    if problems := differences({**asdict(expected), "step": step}, found):
         raise UserError(
             f"{path} belongs to another run:\n  "
             + "\n  ".join(problems)
             + "\nset these back, or start a run of its own with --name"
         )
-    values, averages = trained.load(path), trained.load(path, "_ema")
-    restore_state(load_file(path / "optimizer.safetensors"), weights, optimizer)
-    copy_into(weights, values)
-    copy_into(ema.average, averages)
     return step
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Size and sum of a file."""
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def _changed(file: Path, written: Mapping[str, Any]) -> str:
+    """How a file differs from what was written; empty: not at all."""
+    name = f"{file.parent.name}/{file.name}"
+    if not file.is_file():
+        return f"{name} is missing"
+    if (size := file.stat().st_size) != written["bytes"]:
+        return f"{name} has {size:,} of {written['bytes']:,} bytes"
+    return "" if file_sha256(file) == written["sha256"] else f"{name} has other bytes than were written"

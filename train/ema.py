@@ -1,10 +1,9 @@
 """The exponential moving average of the weights, in float32: in bfloat16 it would never move."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Ema:
@@ -23,17 +22,6 @@ class Ema:
         """Take in the weights after optimiser step `step` (counted from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self._weights.values()), 1 - decay)
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Let the model hold the averages for a while, for drawing samples."""
-        parameters = {name: p for name, p in model.named_parameters() if name in self.average}
-        raw = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        copy_into(parameters, self.average)
-        try:
-            yield
-        finally:
-            copy_into(parameters, raw)
 
 
 @torch.no_grad()

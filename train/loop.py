@@ -1,17 +1,17 @@
 """The training loop: plan -> micro-batches -> gradients -> AdamW -> average, with a record of every step."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 
 from shared.errors import UserError
 from shared.progress import console
 from train import checkpoint
 from train.cache.reader import CacheReader
+from train.checkpoint_writer import CheckpointWriter
 from train.data.loader import Loader, Step
 from train.data.phases import Phases
 from train.ema import Ema
@@ -23,13 +23,15 @@ from train.model.recompute import Recompute, choose, kept_bytes
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
 from train.precision import MasterWeights, to_float8
+from train.ranks import Ranks
 from train.samples import Sampler
 from train.settings import TrainSettings
+from train.signals import requests
 from train.trained import Trained
 
-STATE_BYTES = 4 + 4 + 4
-"""Per weight that learns, beside the one that computes: its float32 one, the gradient, the average. The optimiser's
-moments come on top."""
+STATE_BYTES = 4 + 4
+"""Per weight that this rank owns: its float32 value and the average. The optimiser's moments come on top; of all that
+learn the gradient, and of all the one that computes."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -48,19 +50,20 @@ class Trainer:
     ) -> None:
         self._folder, self._settings, self._reader, self._sampler = folder, settings, reader, sampler
         self._phases = phases
-        self._accelerator = Accelerator()
-        self._device = self._accelerator.device
-        if settings.batch < self._accelerator.num_processes:
+        self._ranks = Ranks()
+        self._device = self._ranks.device
+        if settings.batch < self._ranks.count:
             raise UserError(
-                f"train.batch = {settings.batch}: must be at least {self._accelerator.num_processes}, "
-                "one sample for each process"
+                f"train.batch = {settings.batch}: must be at least {self._ranks.count}, one sample for each process"
             )
         self._model = model.to(self._device)
-        self._masters = MasterWeights(model, torch.bfloat16 if self._device.type == "cuda" else torch.float32)
-        self._weights = self._masters.weights
-        self._optimizer = adamw(self._weights.values(), settings.optimizer)
-        self._ema = Ema(self._weights, settings.ema)
-        self._trained = Trained(model, settings)
+        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        trained = Trained(model, settings)
+        self._masters = MasterWeights(model, dtype, self._ranks, sharded=trained.sharded)
+        weights = self._masters.weights
+        self._optimizer = adamw(weights.values(), settings.optimizer)
+        self._ema = Ema(weights, settings.ema)
+        self._learner = checkpoint.Learner(trained, weights, self._ema, self._optimizer)
         model.recompute = self._recompute()
         if self._device.type == "cuda":
             if settings.precision == "float8":
@@ -68,23 +71,31 @@ class Trainer:
             model.compile_blocks()
 
     def run(self) -> Path:
-        """Train to the last step, from the newest checkpoint if there is one; returns the last checkpoint."""
-        first, last = self._resume(), self._settings.steps
+        """Train to the last step, or until asked to stop, from the newest checkpoint if there is one; returns the last
+        checkpoint."""
+        first = last = self._resume()
         self._announce(first)
-        metrics = Metrics(self._folder, first, last, self._peak()) if self._accelerator.is_main_process else None
-        for step in self._loader().steps(first, last):
-            rate = step.learning_rate * rate_share(step.number, last, self._settings.optimizer)
-            set_learning_rate(self._optimizer, rate)
-            losses, waited = self._gradients(step)
-            norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), self._settings.optimizer.clip, foreach=True)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-            self._masters.publish()
-            self._ema.update(step.number)
-            if metrics is not None:
-                metrics.add(step, losses, norm, rate, waited)
-                self._report(metrics, step.number + 1)
-            self._accelerator.wait_for_everyone()
+        metrics = Metrics(self._folder, first, self._settings.steps, self._peak()) if self._ranks.rank == 0 else None
+        checkpoints = CheckpointWriter(self._folder, self._settings.checkpoints, self._learner, self._ranks)
+        with requests() as request:
+            for step in self._loader().steps(first, self._settings.steps):
+                rate = step.learning_rate * rate_share(step.number, self._settings.steps, self._settings.optimizer)
+                set_learning_rate(self._optimizer, rate)
+                losses, waited = self._gradients(step)
+                norm = self._masters.clip(self._settings.optimizer.clip)
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
+                self._masters.publish()
+                self._ema.update(step.number)
+                if metrics is not None:
+                    metrics.add(step, losses, norm, rate, waited)
+                last = step.number + 1
+                stops = self._ranks.any(bool(request.signal))
+                self._report(metrics, checkpoints, last, stops or last == self._settings.steps)
+                if stops:
+                    self._ranks.print(f"asked to stop after step {last:,}; start the same command again to go on")
+                    break
+        checkpoints.wait()
         if metrics is not None:
             metrics.close()
         return checkpoint.path_of(self._folder, last)
@@ -98,8 +109,8 @@ class Trainer:
             return "nothing"
         _, memory = torch.cuda.mem_get_info(self._device)
         moments = 2 if settings.optimizer.states == "int8" else 8
-        fixed = 2 * sum(weight.numel() for weight in self._model.parameters())
-        fixed += (STATE_BYTES + moments) * sum(weight.numel() for weight in self._weights.values())
+        fixed = sum((6 if weight.requires_grad else 2) * weight.numel() for weight in self._model.parameters())
+        fixed += (STATE_BYTES + moments) * sum(weight.numel() for weight in self._masters.weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
             return found
@@ -124,65 +135,70 @@ class Trainer:
             losses = micro_losses(self._model, batch)
             ((losses * batch.weights).sum() / step.samples).backward()
             total.add(batch, losses.detach(), step.samples)
-        if self._accelerator.num_processes > 1:
-            _sum_over_ranks([*total.tensors(), *self._masters.gradients()])
+        self._ranks.sum(total.tensors())
+        self._masters.collect()
         return total, waited
 
-    def _report(self, metrics: Metrics, done: int) -> None:
+    def _report(self, metrics: Metrics | None, checkpoints: CheckpointWriter, done: int, is_end: bool) -> None:
         """What is due after `done` steps: a line, a picture, a checkpoint."""
-        settings, is_end = self._settings, done == self._settings.steps
-        if done % settings.log_every == 0 or is_end:
+        settings = self._settings
+        checkpoints.check()
+        if metrics is not None and (done % settings.log_every == 0 or is_end):
             metrics.flush()
-        if done % settings.checkpoint_every == 0 or is_end:
-            with metrics.paused():
-                checkpoint.save(
-                    self._folder, self._state(done), self._trained, self._weights, self._ema, self._optimizer
-                )
+        if done % settings.checkpoints.every == 0 or is_end:
+            with _paused(metrics):
+                checkpoints.save(checkpoint.state_of(done, settings, self._reader.identity), {})
         if done % settings.samples.every == 0 or is_end:
-            with metrics.paused(), self._ema.applied(self._model):
-                picture = self._sampler.draw(self._model, self._folder / "samples" / f"step-{done:08}.png")
-            console.print(f"drawn: {picture}", soft_wrap=True)
+            with _paused(metrics):
+                self._draw(self._folder / "samples" / f"step-{done:08}.png")
+
+    def _draw(self, path: Path) -> None:
+        """A picture by the averaged weights."""
+        self._masters.publish(self._ema.average)
+        if self._ranks.rank == 0:
+            console.print(f"drawn: {self._sampler.draw(self._model, path)}", soft_wrap=True)
+        self._masters.publish()
 
     def _resume(self) -> int:
-        path = checkpoint.latest(self._folder)
+        path = self._ranks.first(checkpoint.newest(self._folder) if self._ranks.rank == 0 else None)
         if path is None:
             return 0
-        step = checkpoint.load(path, self._state(0), self._trained, self._weights, self._ema, self._optimizer)
+        step = checkpoint.check_state(path, checkpoint.state_of(0, self._settings, self._reader.identity))
+        self._learner.restore(path)
         self._masters.publish()
-        console.print(f"going on from {path}", soft_wrap=True)
+        self._ranks.print(f"going on from {path}")
         return step
-
-    def _state(self, step: int) -> checkpoint.State:
-        return checkpoint.State(
-            step=step, seed=self._settings.seed, batch=self._settings.batch, cache=self._reader.identity
-        )
 
     def _loader(self) -> Loader:
         return Loader(
             self._phases,
             self._settings,
             self._model.config,
-            rank=self._accelerator.process_index,
-            ranks=self._accelerator.num_processes,
+            rank=self._ranks.rank,
+            ranks=self._ranks.count,
             pin=self._device.type == "cuda",
         )
 
     def _peak(self) -> float:
-        return peak_flops(self._device) * float(self._accelerator.num_processes)
+        return peak_flops(self._device) * float(self._ranks.count)
 
     def _announce(self, first: int) -> None:
-        parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        learning = sum(weight.numel() for weight in self._weights.values())
-        self._accelerator.print(
-            f"{self._folder}: {learning / 1e6:,.1f}M of {parameters / 1e6:,.1f}M parameters learn "
-            f"on {self._accelerator.num_processes} x {self._device.type}, "
+        parameters = list(self._model.parameters())
+        learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        self._ranks.print(
+            f"{self._folder}: {learning / 1e6:,.1f}M of {sum(x.numel() for x in parameters) / 1e6:,.1f}M parameters "
+            f"learn on {self._ranks.count} x {self._device.type}, "
             f"attention by {backend(self._device, self._model.dtype)}, recomputing {self._model.recompute}\n"
             f"steps {first:,} to {self._settings.steps:,} of {self._settings.batch:,} samples\n"
             + "\n".join(self._phases.lines(self._settings.steps))
         )
 
 
-def _sum_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their sums over all ranks."""
-    for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
-        work.wait()
+@contextmanager
+def _paused(metrics: Metrics | None) -> Iterator[None]:
+    """Leave what is no training out of the rates, where this rank has any."""
+    if metrics is None:
+        yield
+    else:
+        with metrics.paused():
+            yield

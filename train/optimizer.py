@@ -15,6 +15,7 @@ def adamw(weights: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch
 
     Raises UserError where torchao is needed and missing.
     """
+    owned = list(weights) or [nn.Parameter(torch.empty(0))]  # A rank may own none, and no optimiser takes none.
     values = {
         "lr": settings.learning_rate,
         "betas": settings.betas,
@@ -22,12 +23,12 @@ def adamw(weights: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch
         "weight_decay": settings.weight_decay,
     }
     if settings.states == "float32":
-        return torch.optim.AdamW(weights, fused=True, **values)  # type: ignore[arg-type]
+        return torch.optim.AdamW(owned, fused=True, **values)  # type: ignore[arg-type]
     try:
         from torchao.optim import AdamW8bit
     except ModuleNotFoundError as error:
         raise UserError(f"train.optimizer.states = int8: {error}; pip install 'illustrious-lu[fast]'") from None
-    optimizer: torch.optim.Optimizer = AdamW8bit(list(weights), **values)
+    optimizer: torch.optim.Optimizer = AdamW8bit(owned, **values)
     return optimizer
 
 

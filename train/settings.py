@@ -56,6 +56,16 @@ class ValidationSettings(Settings):
     """At so many times each, evenly spread."""
 
 
+class CheckpointSettings(Settings):
+    """When checkpoints are written, and which ones are kept."""
+
+    every: PositiveInt = 500
+    """Steps between two; one more is written at the end."""
+    keep_last: PositiveInt = 3
+    keep_every: PositiveInt | None = None
+    """Besides these, checkpoints of steps that are multiples of it are kept."""
+
+
 class SampleSettings(Settings):
     """The grids drawn during training, with the averaged weights."""
 
@@ -137,8 +147,7 @@ class TrainSettings(Settings):
     validation: ValidationSettings = ValidationSettings()
     log_every: PositiveInt = 10
     """Steps between two lines of output; metrics.jsonl has every step."""
-    checkpoint_every: PositiveInt = 500
-    """Steps between two checkpoints; one more is written at the end."""
+    checkpoints: CheckpointSettings = CheckpointSettings()
 
     @field_validator("phases")
     @classmethod

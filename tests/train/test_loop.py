@@ -16,7 +16,7 @@ from train.audit import audit
 from train.export import write
 from train.metrics import read
 from train.run import start
-from train.settings import OptimizerSettings, SampleSettings, TrainSettings
+from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -25,7 +25,7 @@ SETTINGS = TrainSettings(
     optimizer=OptimizerSettings(learning_rate=1e-3, warmup=2),
     samples=SampleSettings(every=4, steps=2, prompts=("1girl", "blue hair")),
     log_every=2,
-    checkpoint_every=2,
+    checkpoints=CheckpointSettings(every=2),
 )
 
 Train = Callable[..., Path]
@@ -98,7 +98,7 @@ def test_micro_batches_and_recomputation_do_not_change_the_losses(train: Train):
 
 
 def test_it_learns(train: Train):
-    run = train("longer", steps=40, batch=11, caption_dropout=0.0, checkpoint_every=40)
+    run = train("longer", steps=40, batch=11, caption_dropout=0.0, checkpoints=CheckpointSettings(every=40))
     values = losses(run)
     assert sum(values[-8:]) < 0.8 * sum(values[:8])
 

@@ -24,7 +24,7 @@ SETTINGS = {
     "samples.every": 100,
     "samples.steps": 1,
     "samples.prompts": "[1girl]",
-    "checkpoint_every": 3,
+    "checkpoints.every": 3,
 }
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]

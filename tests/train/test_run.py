@@ -17,7 +17,7 @@ from train.metrics import read
 from train.model.names import to_diffusers
 from train.model.weights import load_state, load_transformer, save_transformer
 from train.run import build_model, start
-from train.settings import LoraSettings, OptimizerSettings, SampleSettings, TrainSettings
+from train.settings import CheckpointSettings, LoraSettings, OptimizerSettings, SampleSettings, TrainSettings
 
 SETTINGS = TrainSettings(
     steps=2,
@@ -25,7 +25,7 @@ SETTINGS = TrainSettings(
     token_budget=400,
     optimizer=OptimizerSettings(learning_rate=1e-2),
     samples=SampleSettings(every=100, steps=1, prompts=("1girl",)),
-    checkpoint_every=1,
+    checkpoints=CheckpointSettings(every=1),
 )
 LORA = LoraSettings(rank=2, alpha=4.0, targets=("attention",))
 
@@ -58,7 +58,7 @@ def test_adapters_go_on_as_if_never_stopped(train: Train, tiny_model: Path, tmp_
         file = f"{last}/{part}/adapter_model.safetensors"
         assert (whole / file).read_bytes() == (cut / file).read_bytes()
     assert not list((whole / last).glob("transformer*"))
-    optimizer = load_file(whole / last / "optimizer.safetensors")
+    optimizer = load_file(whole / last / "optimizer" / "optimizer.safetensors")
     assert {name.split("/")[0].rpartition(".")[2] for name in optimizer} == {"lora_A", "lora_B"}
     write(whole / last, tmp_path / "out", str(tiny_model), form="diffusers-lora", dtype="float32", raw=True)
     pipeline = Lumina2Pipeline.from_pretrained(tiny_model)

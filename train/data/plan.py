@@ -97,18 +97,18 @@ def assign(tokens: Sequence[int], ranks: int, budget: int) -> list[list[list[int
     """
     if len(tokens) < ranks:
         raise ValueError(f"a batch of {len(tokens)} cannot be spread over {ranks} ranks; use at least {ranks}")
-    shares = _spread(range(len(tokens)), tokens, ranks)
+    shares = spread(range(len(tokens)), tokens, ranks)
     micros = max(-(-sum(tokens[i] for i in share) // budget) for share in shares)
     while not all(_fits(share, tokens, micros, budget) for share in shares):
         micros += 1
-    return [sorted(_spread(share, tokens, micros), key=len) for share in shares]
+    return [sorted(spread(share, tokens, micros), key=len) for share in shares]
 
 
 def _fits(share: Sequence[int], tokens: Sequence[int], micros: int, budget: int) -> bool:
-    return all(len(micro) <= 1 or sum(tokens[i] for i in micro) <= budget for micro in _spread(share, tokens, micros))
+    return all(len(micro) <= 1 or sum(tokens[i] for i in micro) <= budget for micro in spread(share, tokens, micros))
 
 
-def _spread(positions: Sequence[int], tokens: Sequence[int], bins: int) -> list[list[int]]:
+def spread(positions: Sequence[int], tokens: Sequence[int], bins: int) -> list[list[int]]:
     """Greedy balancing: the longest first, each into the bin with the fewest tokens."""
     result: list[list[int]] = [[] for _ in range(bins)]
     heap = [(0, index) for index in range(bins)]

@@ -43,8 +43,14 @@ def save_adapter(weights: State, alpha: float, folder: Path, base: str | None) -
     """
     adapter = adapter_of(weights, alpha)
     save_tensors(named(adapter, PEFT_PREFIX), folder / PEFT_FILE)
+    save_peft_config(adapter, folder, base)
+
+
+def save_peft_config(adapter: Adapter, folder: Path, base: str | None) -> Path:
+    """Write what peft must know of an adapter beside its tensors; returns the file."""
     config = {"peft_type": "LORA", "base_model_name_or_path": base, "inference_mode": True, **_config(adapter)}
     write_text(folder / PEFT_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder / PEFT_CONFIG
 
 
 def base_of(folder: Path) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from train.model.dit import Lumina2DiT
 from train.model.names import State, from_diffusers, from_original, to_diffusers
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -33,12 +32,41 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder in the diffusers layout, under diffusers' names; one file, or shards with an index."""
-    if not (folder / INDEX_FILE).exists():
-        return read_tensors(folder / WEIGHTS_FILE)
-    shards: Mapping[str, str] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-    files = sorted(set(shards.values()))
-    return {name: tensor for file in files for name, tensor in read_tensors(folder / file).items()}
+    """The tensors of a folder in the diffusers layout, under diffusers' names."""
+    return read_sharded(folder / WEIGHTS_FILE)
+
+
+def read_sharded(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, or of the shards that stand in its place with an index."""
+    if not _index_of(file).exists():
+        return read_tensors(file)
+    shards: Mapping[str, str] = json.loads(_index_of(file).read_text(encoding="utf-8"))["weight_map"]
+    return {name: x for shard in sorted(set(shards.values())) for name, x in read_tensors(file.parent / shard).items()}
+
+
+def shard_of(file: Path, number: int, count: int) -> Path:
+    """The name of a shard, counted from 0, as diffusers has it; the file's own where there is one alone."""
+    return file if count == 1 else file.with_name(f"{file.stem}-{number + 1:05}-of-{count:05}{file.suffix}")
+
+
+def save_index(file: Path, count: int) -> Path | None:
+    """Write the index of so many shards of a file, as diffusers reads it; returns it, or None for one shard."""
+    if count == 1:
+        return None
+    names: dict[str, str] = {}
+    size = 0
+    for number in range(count):
+        shard = shard_of(file, number, count)
+        with safe_open(shard, "pt") as opened:
+            names |= dict.fromkeys(opened.keys(), shard.name)
+        size += shard.stat().st_size
+    index = {"metadata": {"total_size": size}, "weight_map": names}
+    write_text(_index_of(file), json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return _index_of(file)
+
+
+def _index_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.index.json")
 
 
 def load_transformer(folder: Path) -> Lumina2DiT:
@@ -90,10 +118,13 @@ def save_transformer(state: State, config: DiTConfig, folder: Path, metadata: Ma
 
 
 def save_tensors(state: State, file: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file, atomically."""
+    """Write one safetensors file, atomically. Raises UserError where that is not possible, as on a full disk."""
     with atomic_file(file) as temporary:
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        except SafetensorError as error:
+            raise UserError(f"{file}: {error}; make room, or give another place, and start the command again") from None
 
 
 def _transformer_folder(folder: Path) -> Path:

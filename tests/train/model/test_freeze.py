@@ -7,6 +7,7 @@ from train.model.freeze import PARTS, freeze
 from train.model.packing import layout_of
 from train.optimizer import adamw
 from train.precision import MasterWeights
+from train.ranks import Ranks
 from train.settings import OptimizerSettings
 
 PREFIXES = {
@@ -25,11 +26,12 @@ PREFIXES = {
 def test_a_frozen_part_keeps_its_bits_and_the_rest_learns(part: str, dtype: torch.dtype) -> None:
     model = random_model()
     freeze(model, [part])
-    masters = MasterWeights(model, dtype)
+    masters = MasterWeights(model, dtype, Ranks())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = adamw(masters.weights.values(), OptimizerSettings(learning_rate=1e-2, weight_decay=0.1))
     batch = batch_of(MIXED[:2])
     model(batch, layout_of(batch)).float().square().mean().backward()
+    masters.collect()
     assert {name for name, weight in masters.weights.items() if weight.grad is not None} == set(masters.weights)
     optimizer.step()
     masters.publish()

@@ -29,6 +29,7 @@ from train.model.packing import layout_of
 from train.model.recompute import Recompute
 from train.optimizer import adamw
 from train.precision import MasterWeights
+from train.ranks import Ranks
 from train.settings import LoraSettings, LoraTarget, OptimizerSettings
 
 MATRICES = {
@@ -105,7 +106,7 @@ def test_training_changes_the_adapters_alone(dtype: torch.dtype, recompute: Reco
     model = random_model()
     add_lora(model, LORA, seed=0)
     model.recompute = recompute
-    masters = MasterWeights(model, dtype)
+    masters = MasterWeights(model, dtype, Ranks())
     assert {name.rpartition(".")[2] for name in masters.weights} == {"lora_A", "lora_B"}
     assert all(weight.dtype == torch.float32 for weight in masters.weights.values())
     assert model.dtype == dtype
@@ -114,6 +115,7 @@ def test_training_changes_the_adapters_alone(dtype: torch.dtype, recompute: Reco
     batch = batch_of(MIXED[:2])
     for _ in range(3):
         model(batch, layout_of(batch)).float().square().mean().backward()
+        masters.collect()
         optimizer.step()
         optimizer.zero_grad()
         masters.publish()
