@@ -219,11 +219,12 @@ def compare(
 ) -> None:
     """Print the pictures per second of a model: alone, in a plain loop, in ours with each way to decode."""
     model_alone = alone(model, args)
-    print(f"{name}: the model alone {model_alone:,.0f}/s, plain loop {loop:,.0f}/s")
+    print(f"{name}: the model alone {model_alone:,.0f}/s, plain loop {loop:,.0f}/s", flush=True)
     for decode in args.decode:
-        found, rate = ours(decode), decoding(source, done, model.geometry, args, decode)
+        found = ours(decode)
         times = f"{found / loop:.1f} times the loop, {found / model_alone:.0%} of the model alone"
-        print(f"    ours, {decode}: {found:,.0f}/s, {times}; processes alone {rate:,.0f}/s", flush=True)
+        print(f"    ours, {decode}: {found:,.0f}/s, {times}", flush=True)
+        print(f"        its processes alone: {decoding(source, done, model.geometry, args, decode):,.0f}/s", flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Whole training steps of the full-size transformer on one GPU: our trainer, and diffusers' in an accelerate loop.
 
-    python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--steps 3]
+    python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--states int8] [--steps 3]
 
 Random weights and random latents of 1024 px, captions of 40 to 256 tokens, float32 weights, AdamW, clipping, the
 average of the weights, a record per step. Ours is `train.loop.Trainer` with everything but the disk: tensors come from
@@ -28,7 +28,7 @@ from train.data.phases import Phase, Phases
 from train.data.plan import Plan
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
-from train.settings import CheckpointSettings, SampleSettings, TrainSettings
+from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings
 
 
 class Memory:
@@ -73,6 +73,7 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
         batch=args.batch,
         token_budget=args.budget,
         precision=precision,  # type: ignore[arg-type]
+        optimizer=OptimizerSettings(states=args.states),
         pooled_loss=0,  # The peer has no such loss.
         samples=SampleSettings(every=10**9),
         log_every=1,
@@ -95,7 +96,7 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()][1:]
     seconds = sum(record["seconds"] for record in records)
     waited = sum(record["data_wait"] for record in records)
-    report(f"ours, {precision}", args.batch * len(records) / seconds)
+    report(f"ours, {precision}, {args.states} states", args.batch * len(records) / seconds)
     share = np.mean([record["share_of_peak"] for record in records])
     print(f"    {share:.1%} of peak, {waited / seconds:.2%} of the time spent waiting for data", flush=True)
 
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["ours", "float8", "diffusers"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--budget", type=int, default=8_800)
+    parser.add_argument("--states", choices=["float32", "int8"], default="float32")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()

@@ -1,8 +1,7 @@
 """The training loop: plan -> micro-batches -> gradients -> AdamW -> average, with a record of every step."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -75,30 +74,32 @@ class Trainer:
         checkpoint."""
         first = last = self._resume()
         self._announce(first)
-        metrics = Metrics(self._folder, first, self._settings.steps, self._peak()) if self._ranks.rank == 0 else None
         checkpoints = CheckpointWriter(self._folder, self._settings.checkpoints, self._learner, self._ranks)
-        with requests() as request:
+        with self._metrics(first) as metrics, requests() as request:
             for step in self._loader().steps(first, self._settings.steps):
-                rate = step.learning_rate * rate_share(step.number, self._settings.steps, self._settings.optimizer)
-                set_learning_rate(self._optimizer, rate)
-                losses, waited = self._gradients(step)
-                norm = self._masters.clip(self._settings.optimizer.clip)
-                self._optimizer.step()
-                self._optimizer.zero_grad(set_to_none=True)
-                self._masters.publish()
-                self._ema.update(step.number)
-                if metrics is not None:
-                    metrics.add(step, losses, norm, rate, waited)
+                self._step(step, metrics)
                 last = step.number + 1
                 stops = self._ranks.any(bool(request.signal))
                 self._report(metrics, checkpoints, last, stops or last == self._settings.steps)
                 if stops:
                     self._ranks.print(f"asked to stop after step {last:,}; start the same command again to go on")
                     break
-        checkpoints.wait()
-        if metrics is not None:
-            metrics.close()
+            checkpoints.wait()
         return checkpoint.path_of(self._folder, last)
+
+    def _step(self, step: Step, metrics: Metrics | None) -> None:
+        """One step of the optimiser."""
+        settings = self._settings.optimizer
+        rate = step.learning_rate * rate_share(step.number, self._settings.steps, settings)
+        set_learning_rate(self._optimizer, rate)
+        losses, waited = self._gradients(step)
+        norm = self._masters.clip(settings.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._masters.publish()
+        self._ema.update(step.number)
+        if metrics is not None:
+            metrics.add(step, losses, norm, rate, waited)
 
     def _recompute(self) -> Recompute:
         """As set, or the fastest that fits beside weights, gradients, the optimiser's state and the average."""
@@ -179,8 +180,12 @@ class Trainer:
             pin=self._device.type == "cuda",
         )
 
-    def _peak(self) -> float:
-        return peak_flops(self._device) * float(self._ranks.count)
+    def _metrics(self, first: int) -> AbstractContextManager[Metrics | None]:
+        """The records of the run, which the first rank keeps for all."""
+        if self._ranks.rank != 0:
+            return nullcontext()
+        peak = peak_flops(self._device) * float(self._ranks.count)
+        return Metrics(self._folder, first, self._settings.steps, peak)
 
     def _announce(self, first: int) -> None:
         parameters = list(self._model.parameters())
@@ -194,11 +199,6 @@ class Trainer:
         )
 
 
-@contextmanager
-def _paused(metrics: Metrics | None) -> Iterator[None]:
+def _paused(metrics: Metrics | None) -> AbstractContextManager[None]:
     """Leave what is no training out of the rates, where this rank has any."""
-    if metrics is None:
-        yield
-    else:
-        with metrics.paused():
-            yield
+    return nullcontext() if metrics is None else metrics.paused()

@@ -78,11 +78,16 @@ class Metrics:
         yield
         self._since = time.perf_counter()
 
-    def close(self) -> None:
-        """Finish both files."""
-        self.flush()
-        self._file.close()
-        self._board.close()
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish both files, also where training has failed."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+            self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")

@@ -2,21 +2,28 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from PIL import Image
+from safetensors import SafetensorError
 
 from shared.errors import UserError
 from train.audit import audit
+from train.checkpoint import all_of
+from train.data.loader import Step
 from train.export import write
-from train.metrics import read
+from train.metrics import Metrics, read
+from train.model import weights
 from train.run import start
 from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings
+from train.signals import SIGNALS
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -71,6 +78,36 @@ def test_interrupted_equals_uninterrupted(train: Train, states: str):
     for file in ("transformer", "transformer_ema"):
         name = f"checkpoints/00000006/{file}/diffusion_pytorch_model.safetensors"
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(
+    train: Train, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    add, handlers = Metrics.add, [signal.getsignal(one) for one in SIGNALS]
+
+    def asking(metrics: Metrics, step: Step, *rest: Any) -> None:
+        add(metrics, step, *rest)
+        if step.number == 2:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "add", asking)
+        run = train("run")
+    assert "asked to stop after step 3; start the same command again to go on" in capsys.readouterr().out
+    assert [signal.getsignal(one) for one in SIGNALS] == handlers
+    assert [path.name for path in all_of(run)] == ["00000002", "00000003"]
+    train("run")
+    assert losses(run) == losses(train("whole"))
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(train: Train, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        train("run")
 
 
 def test_an_audit_finds_steps_that_are_not_as_planned(train: Train, cached: Path):
