@@ -45,13 +45,13 @@ def test_many_short_ones_are_not_named(capsys: pytest.CaptureFixture[str]):
 def test_each_wait_is_timed_from_its_own_beginning(capsys: pytest.CaptureFixture[str]):
     with Watch(0.1) as watch:
         with watch.doing("the first"):
-            said(capsys, 2)
+            said(capsys, 3)  # After 0.1, 0.2 and 0.4 s.
         start = time.monotonic()
         with watch.doing("the second"):
             (line,) = said(capsys, 1)
         past = time.monotonic() - start
     assert "the second, for 0.1" in line
-    assert 0.1 <= past < 0.3  # The first would have been named again 0.2 s later, and then after 0.4 s.
+    assert 0.1 <= past < 0.3  # The first would have been named again 0.4 s later.
 
 
 def test_of_nested_ones_the_innermost_is_named(capsys: pytest.CaptureFixture[str]):
