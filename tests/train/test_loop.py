@@ -14,7 +14,7 @@ from PIL import Image
 from shared.errors import UserError
 from train.audit import audit
 from train.export import write
-from train.metrics import read
+from train.records import read
 from train.run import start
 from train.settings import OptimizerSettings, SampleSettings, TrainSettings
 

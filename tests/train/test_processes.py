@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from shared.errors import UserError
 from shared.pipelines import load
-from train.metrics import read
+from train.records import read
 from train.run import start
 from train.settings import TrainSettings
 
