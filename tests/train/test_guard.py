@@ -13,7 +13,7 @@ from train.guard import Guard, skipped
 from train.settings import GuardSettings
 
 NORMS = st.one_of(st.floats(0.1, 1.0), st.floats(0.0, 1e4), st.sampled_from([0.0, math.nan, math.inf]))
-SEQUENCES = st.lists(NORMS, max_size=40)
+SEQUENCES = st.lists(NORMS, min_size=10, max_size=40)
 SETTINGS = st.builds(GuardSettings, norm_factor=st.floats(1.5, 10), window=st.integers(1, 12), patience=st.just(10**6))
 
 
