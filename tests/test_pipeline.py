@@ -14,7 +14,7 @@ from demo.tiny_lumina import write_tiny_lumina
 from shared.pipelines import SHIPPED, load
 from train.cache.reader import CacheReader
 from train.cache.verify import verify
-from train.metrics import read
+from train.records import read
 
 SMALL = ["--set", "ingest.shard_rows=64", "--set", "filter.min_side=16", "--set", "filter.min_pixels=0"]
 SMALL += ["--set", "cache.areas=[64]", "--set", "train.steps=3", "--set", "train.samples.steps=1"]

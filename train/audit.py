@@ -11,7 +11,7 @@ from train.cache.reader import CacheReader
 from train.data.phases import plan_phases
 from train.data.plan import receipt
 from train.data.selection import held_out
-from train.metrics import read
+from train.records import read
 from train.settings import TrainSettings
 
 

@@ -14,8 +14,9 @@ from train.checkpoint_writer import CheckpointWriter
 from train.data.loader import Loader, Step
 from train.data.phases import Phases
 from train.ema import Ema
+from train.guard import Guard, skipped
 from train.losses import Losses, micro_losses
-from train.metrics import Metrics
+from train.metrics import Reports
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.recompute import Recompute, choose, kept_bytes
@@ -27,6 +28,8 @@ from train.samples import Sampler
 from train.settings import TrainSettings
 from train.signals import requests
 from train.trained import Trained
+from train.validation import Validation, record
+from train.watch import Watch
 
 STATE_BYTES = 4 + 4
 """Per weight that this rank owns: its float32 value and the average. The optimiser's moments come on top; of all that
@@ -63,6 +66,10 @@ class Trainer:
         self._optimizer = adamw(weights.values(), settings.optimizer)
         self._ema = Ema(weights, settings.ema)
         self._learner = checkpoint.Learner(trained, weights, self._ema, self._optimizer)
+        self._guard, self._watch = Guard(settings.guard), Watch(rank=self._ranks.rank)
+        self._validation = None
+        if settings.validation.share:
+            self._validation = Validation(reader, settings, model.config, self._ranks.rank, self._ranks.count)
         model.recompute = self._recompute()
         if self._device.type == "cuda":
             if settings.precision == "float8":
@@ -75,31 +82,40 @@ class Trainer:
         first = last = self._resume()
         self._announce(first)
         checkpoints = CheckpointWriter(self._folder, self._settings.checkpoints, self._learner, self._ranks)
-        with self._metrics(first) as metrics, requests() as request:
+        with self._reports(first) as reports, requests() as request, self._watch:
             for step in self._loader().steps(first, self._settings.steps):
-                self._step(step, metrics)
+                self._step(step, reports)
                 last = step.number + 1
-                stops = self._ranks.any(bool(request.signal))
-                self._report(metrics, checkpoints, last, stops or last == self._settings.steps)
+                with self._watch.doing(f"waiting for the other ranks after step {last:,}"):
+                    stops = self._ranks.any(bool(request.signal))
+                self._due(reports, checkpoints, last, stops or last == self._settings.steps)
                 if stops:
                     self._ranks.print(f"asked to stop after step {last:,}; start the same command again to go on")
                     break
-            checkpoints.wait()
+            with self._watch.doing("writing the last checkpoint"):
+                checkpoints.wait()
         return checkpoint.path_of(self._folder, last)
 
-    def _step(self, step: Step, metrics: Metrics | None) -> None:
-        """One step of the optimiser."""
+    def _step(self, step: Step, reports: Reports | None) -> None:
+        """One step of the optimiser, unless its gradient is bad."""
         settings = self._settings.optimizer
         rate = step.learning_rate * rate_share(step.number, self._settings.steps, settings)
         set_learning_rate(self._optimizer, rate)
         losses, waited = self._gradients(step)
         norm = self._masters.clip(settings.clip)
-        self._optimizer.step()
+        loss, length = torch.stack([losses.loss, norm]).tolist()  # Here the GPU is waited for, once per step.
+        if reason := self._guard.refuse(step.number, loss, length):
+            self._ranks.print(f"step {step.number + 1:,} is not taken: {reason}")
+        else:
+            self._optimizer.step()
+            self._masters.publish()
+            self._ema.update(step.number)
         self._optimizer.zero_grad(set_to_none=True)
-        self._masters.publish()
-        self._ema.update(step.number)
-        if metrics is not None:
-            metrics.add(step, losses, norm, rate, waited)
+        if reports is not None:
+            reports.metrics.add(step, losses, norm, rate, waited)
+            if reason:
+                ids = map(self._reader.image_id, step.draws.pictures.tolist())
+                reports.skipped.add(skipped(step.number, reason, loss, length, ids))
 
     def _recompute(self) -> Recompute:
         """As set, or the fastest that fits beside weights, gradients, the optimiser's state and the average."""
@@ -131,7 +147,8 @@ class Trainer:
         total, waited = Losses(self._device), 0.0
         for future in step.micro_batches:
             start = time.perf_counter()
-            batch = future.result().to(self._device)
+            with self._watch.doing(f"waiting for the loader, step {step.number + 1:,}"):
+                batch = future.result().to(self._device)
             waited += time.perf_counter() - start
             losses = micro_losses(self._model, batch)
             ((losses * batch.weights).sum() / step.samples).backward()
@@ -140,18 +157,38 @@ class Trainer:
         self._masters.collect()
         return total, waited
 
-    def _report(self, metrics: Metrics | None, checkpoints: CheckpointWriter, done: int, is_end: bool) -> None:
-        """What is due after `done` steps: a line, a picture, a checkpoint."""
+    def _due(self, reports: Reports | None, checkpoints: CheckpointWriter, done: int, is_end: bool) -> None:
+        """What is due after `done` steps: a line, a validation, a checkpoint, a picture.
+
+        The checkpoint comes last of what is recorded, so that a run that goes on from it lacks no record.
+        """
         settings = self._settings
+
+        def due(every: int) -> bool:
+            return is_end or done % every == 0
+
         checkpoints.check()
-        if metrics is not None and (done % settings.log_every == 0 or is_end):
-            metrics.flush()
-        if done % settings.checkpoints.every == 0 or is_end:
-            with _paused(metrics):
-                checkpoints.save(checkpoint.state_of(done, settings, self._reader.identity), {})
-        if done % settings.samples.every == 0 or is_end:
-            with _paused(metrics):
+        if reports is not None and due(settings.log_every):
+            reports.metrics.flush()
+        with nullcontext() if reports is None else reports.metrics.paused():
+            if self._validation is not None and due(settings.validation.every):
+                self._validate(self._validation, reports, done)
+            if due(settings.checkpoints.every):
+                state = checkpoint.state_of(done, settings, self._reader.identity)
+                checkpoints.save(state, {"guard": self._guard.state()})
+            if due(settings.samples.every):
                 self._draw(self._folder / "samples" / f"step-{done:08}.png")
+
+    def _validate(self, validation: Validation, reports: Reports | None, done: int) -> None:
+        """The loss of the averaged weights on pictures that are not trained on."""
+        self._masters.publish(self._ema.average)
+        sums = validation.sums(self._model)
+        self._ranks.sum([sums])
+        self._masters.publish()
+        if reports is not None:
+            found = record(done - 1, sums)
+            reports.validation.add(found)
+            console.print(f"step {done:,}: validation loss {found['loss']:.4f}")
 
     def _draw(self, path: Path) -> None:
         """A picture by the averaged weights."""
@@ -166,6 +203,7 @@ class Trainer:
             return 0
         step = checkpoint.check_state(path, checkpoint.state_of(0, self._settings, self._reader.identity))
         self._learner.restore(path)
+        self._guard.restore(checkpoint.read_manifest(path)["guard"])
         self._masters.publish()
         self._ranks.print(f"going on from {path}")
         return step
@@ -180,12 +218,12 @@ class Trainer:
             pin=self._device.type == "cuda",
         )
 
-    def _metrics(self, first: int) -> AbstractContextManager[Metrics | None]:
+    def _reports(self, first: int) -> AbstractContextManager[Reports | None]:
         """The records of the run, which the first rank keeps for all."""
         if self._ranks.rank != 0:
             return nullcontext()
         peak = peak_flops(self._device) * float(self._ranks.count)
-        return Metrics(self._folder, first, self._settings.steps, peak)
+        return Reports(self._folder, first, self._settings.steps, peak)
 
     def _announce(self, first: int) -> None:
         parameters = list(self._model.parameters())
@@ -197,8 +235,3 @@ class Trainer:
             f"steps {first:,} to {self._settings.steps:,} of {self._settings.batch:,} samples\n"
             + "\n".join(self._phases.lines(self._settings.steps))
         )
-
-
-def _paused(metrics: Metrics | None) -> AbstractContextManager[None]:
-    """Leave what is no training out of the rates, where this rank has any."""
-    return nullcontext() if metrics is None else metrics.paused()

@@ -1,6 +1,6 @@
 """What a run reports: metrics.jsonl (every step), TensorBoard, and a line in the terminal."""
 
-import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.tensorboard import SummaryWriter
 
-from shared.files import write_text
 from shared.progress import clock, console
 from train.data.loader import Step
 from train.losses import TIMES, Losses
+from train.records import Records
 
 
 class Metrics:
@@ -26,10 +26,7 @@ class Metrics:
 
     def __init__(self, folder: Path, first_step: int, steps: int, peak: float) -> None:
         self._steps, self._peak = steps, peak
-        path = folder / "metrics.jsonl"
-        kept = [record for record in read(path) if record["step"] < first_step]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._records = Records(folder / "metrics.jsonl", first_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._waiting: list[dict[str, Any]] = []
         self._since = time.perf_counter()
@@ -78,20 +75,17 @@ class Metrics:
         yield
         self._since = time.perf_counter()
 
-    def __enter__(self) -> "Metrics":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Finish both files, also where training has failed."""
+    def close(self) -> None:
+        """Write what is left."""
         try:
             self.flush()
         finally:
-            self._file.close()
             self._board.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        # JSON has no number that is not finite.
+        record = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in record.items()}
+        self._records.add(record)
         for key, value in record.items():
             if isinstance(value, float):
                 self._board.add_scalar(key, value, record["step"])
@@ -105,6 +99,21 @@ class Metrics:
         )
 
 
+class Reports:
+    """The files in which a run records itself. A context manager, which finishes them also where training fails."""
+
+    def __init__(self, folder: Path, first_step: int, steps: int, peak: float) -> None:
+        self.metrics = Metrics(folder, first_step, steps, peak)
+        self.validation = Records(folder / "validation.jsonl", first_step)
+        self.skipped = Records(folder / "skipped.jsonl", first_step)
+
+    def __enter__(self) -> "Reports":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.metrics.close()
+
+
 def _values(row: list[float]) -> dict[str, Any]:
     """What a step's numbers from the device are."""
     loss, pooled, norm, *by_time = row
@@ -116,15 +125,3 @@ def _values(row: list[float]) -> dict[str, Any]:
             total / count if count else None for total, count in zip(by_time[:TIMES], by_time[TIMES:], strict=True)
         ],
     }
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a line cut off by a kill is left out."""
-    records: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return records

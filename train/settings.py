@@ -66,6 +66,17 @@ class CheckpointSettings(Settings):
     """Besides these, checkpoints of steps that are multiples of it are kept."""
 
 
+class GuardSettings(Settings):
+    """Which steps are not taken: those whose loss or gradient is not finite, and spikes of the gradient."""
+
+    norm_factor: float = Field(default=10.0, gt=1)
+    """A spike: a norm of the gradient of more than so many times the median of recent ones."""
+    window: PositiveInt = 100
+    """Steps taken whose norms are the recent ones. Before a quarter of them there are no spikes."""
+    patience: PositiveInt = 10
+    """Steps not taken in a row that end the run."""
+
+
 class SampleSettings(Settings):
     """The grids drawn during training, with the averaged weights."""
 
@@ -145,6 +156,7 @@ class TrainSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     samples: SampleSettings = SampleSettings()
     validation: ValidationSettings = ValidationSettings()
+    guard: GuardSettings = GuardSettings()
     log_every: PositiveInt = 10
     """Steps between two lines of output; metrics.jsonl has every step."""
     checkpoints: CheckpointSettings = CheckpointSettings()

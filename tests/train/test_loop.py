@@ -1,6 +1,7 @@
 """Training: the same numbers however it is cut and interrupted, and weights that others can use."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -16,14 +17,19 @@ from safetensors import SafetensorError
 
 from shared.errors import UserError
 from train.audit import audit
+from train.cache.reader import CacheReader
 from train.checkpoint import all_of
 from train.data.loader import Step
+from train.data.plan import Plan
 from train.export import write
-from train.metrics import Metrics, read
+from train.metrics import Metrics
 from train.model import weights
+from train.model.weights import load_state, load_transformer
+from train.records import read
 from train.run import start
-from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings
+from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings, ValidationSettings
 from train.signals import SIGNALS
+from train.validation import Validation, curve
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -108,6 +114,39 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(train: Train, monkeyp
     monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         train("run")
+
+
+def test_a_picture_that_spoils_a_step_is_named_and_not_learned(
+    train: Train, cached: Path, monkeypatch: pytest.MonkeyPatch
+):
+    latent, broken = CacheReader.latent, 4
+    monkeypatch.setattr(
+        CacheReader, "latent", lambda reader, index: latent(reader, index) * (math.nan if index == broken else 1)
+    )
+    run = train("run")
+    reader, plan = CacheReader(cached), Plan(0, 11, 5)
+    spoilt = [step for step in range(6) if broken in plan.step(step)]
+    assert 0 < len(spoilt) < 6
+    records = read(run / "skipped.jsonl")
+    assert [(record["step"], record["reason"]) for record in records] == [
+        (step, "loss is not finite: nan") for step in spoilt
+    ]
+    assert records[0]["image_ids"] == [reader.image_id(int(index)) for index in plan.step(spoilt[0])]
+    assert [record["step"] for record in read(run / "metrics.jsonl") if record["loss"] is None] == spoilt
+    for name in ("transformer", "transformer_ema"):
+        assert all(tensor.isfinite().all() for tensor in load_state(run / "checkpoints/00000006" / name).values())
+
+
+def test_pictures_held_out_are_looked_at_and_never_learned(train: Train, cached: Path):
+    validation = ValidationSettings(share=0.4, every=4, times=2)
+    run = train("run", validation=validation)
+    found = read(run / "validation.jsonl")
+    assert [record["step"] for record in found] == [3, 5]
+    model = load_transformer(run / "checkpoints/00000006/transformer_ema")
+    settings = SETTINGS.model_copy(update={"validation": validation})
+    by_time = curve(Validation(CacheReader(cached), settings, model.config).sums(model))
+    assert found[1]["by_time"] == pytest.approx(by_time)
+    assert audit(cached, "run").problems == []
 
 
 def test_an_audit_finds_steps_that_are_not_as_planned(train: Train, cached: Path):

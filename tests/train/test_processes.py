@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from shared.errors import UserError
 from shared.pipelines import load
 from train.checkpoint import newest
-from train.metrics import read
 from train.model.weights import load_state
+from train.records import read
 from train.run import start
 from train.settings import TrainSettings
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from shared.errors import UserError
 from train.cache.reader import CacheReader
 from train.export import write
-from train.metrics import read
 from train.model.names import to_diffusers
 from train.model.weights import load_state, load_transformer, save_transformer
+from train.records import read
 from train.run import build_model, start
 from train.settings import CheckpointSettings, LoraSettings, OptimizerSettings, SampleSettings, TrainSettings
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everyone's name for it
 from torch import Tensor
 
+from train.cache.reader import CacheReader
 from train.data.draws import Draws, draw
 from train.data.phases import Phases
 from train.data.plan import NOISE, POOLED_NOISE, assign, receipt
-from train.data.random import normal, stream_key
+from train.data.random import Key, normal, stream_key
 from train.model.config import DiTConfig
 from train.model.flops import training_flops
 from train.model.packing import Grid, PackedBatch, pack, patchify
@@ -140,26 +141,26 @@ class Loader:
 
     def _make(self, step: int, draws: Draws, positions: Sequence[int]) -> MicroBatch:
         readers, indices = [draws.readers[p] for p in positions], [int(draws.pictures[p]) for p in positions]
-        raw = [reader.latent(index).float() for reader, index in zip(readers, indices, strict=True)]
-        latents = [(x - reader.shift_factor) * reader.scaling_factor for reader, x in zip(readers, raw, strict=True)]
+        latents = [latent_of(reader, index) for reader, index in zip(readers, indices, strict=True)]
         texts = [r.text(i, draws.captions[p]) for r, i, p in zip(readers, indices, positions, strict=True)]
         grids = [self._pooled(reader.grid(index)) for reader, index in zip(readers, indices, strict=True)]
         small = [number for number, grid in enumerate(grids) if grid]
         pooled = [pool(latents[number], grids[number], self._config.patch_size) for number in small]
-        noises = [self._noise(NOISE, step, p, x) for p, x in zip(positions, latents, strict=True)]
-        noises += [self._noise(POOLED_NOISE, step, positions[n], x) for n, x in zip(small, pooled, strict=True)]
+        seed = self._settings.seed
+        noises = [noise_of(stream_key(seed, NOISE, step, p), x) for p, x in zip(positions, latents, strict=True)]
+        noises += [
+            noise_of(stream_key(seed, POOLED_NOISE, step, positions[n]), x) for n, x in zip(small, pooled, strict=True)
+        ]
         times = [draws.times[p] for p in positions] + [draws.pooled_times[positions[number]] for number in small]
         weights = self._weights(indices)
-        batch = MicroBatch(
-            clean=pack(
-                latents + pooled,
-                texts + [texts[number] for number in small],
-                torch.tensor(times, dtype=torch.float32),
-                self._config.patch_size,
-            ),
-            noise=torch.cat([patchify(noise, self._config.patch_size) for noise in noises]),
+        batch = micro_batch(
+            latents + pooled,
+            texts + [texts[number] for number in small],
+            times,
+            noises,
+            self._config.patch_size,
             weights=torch.cat([weights, self._settings.pooled_loss * weights[small]]),
-            positions=tuple(positions),
+            positions=positions,
         )
         return batch.pin() if self._pin else batch
 
@@ -169,9 +170,34 @@ class Loader:
             return torch.ones(len(indices))
         return torch.from_numpy(self._phases.loss_weights[indices]).float()
 
-    def _noise(self, purpose: int, step: int, position: int, latent: Tensor) -> Tensor:
-        numbers = normal(stream_key(self._settings.seed, purpose, step, position), latent.numel())
-        return torch.from_numpy(numbers).view(latent.shape)
+
+def latent_of(reader: CacheReader, index: int) -> Tensor:
+    """The latent (channels, height, width) of a picture as the model sees it, shifted and scaled, float32."""
+    return (reader.latent(index).float() - reader.shift_factor) * reader.scaling_factor
+
+
+def noise_of(key: Key, latent: Tensor) -> Tensor:
+    """The standard normal numbers of a stream, in the shape of a latent, float32."""
+    return torch.from_numpy(normal(key, latent.numel())).view(latent.shape)
+
+
+def micro_batch(
+    latents: Sequence[Tensor],
+    texts: Sequence[Tensor],
+    times: Sequence[float],
+    noises: Sequence[Tensor],
+    patch: int,
+    *,
+    weights: Tensor,
+    positions: Sequence[int],
+) -> MicroBatch:
+    """Pack samples: latents and noises (channels, height, width), texts (tokens, width), weights (samples,)."""
+    return MicroBatch(
+        clean=pack(latents, texts, torch.tensor(times, dtype=torch.float32), patch),
+        noise=torch.cat([patchify(noise, patch) for noise in noises]),
+        weights=weights,
+        positions=tuple(positions),
+    )
 
 
 def pool(latent: Tensor, grid: Grid | None, patch: int) -> Tensor:
