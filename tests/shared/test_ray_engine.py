@@ -141,25 +141,28 @@ def doze(seconds: int) -> None:
 class Doomed:
     """An engine on which one node is in the middle of writing a part when it dies; the others wait for its death."""
 
-    def __init__(self, engine: Engine, node: str, dying: Path) -> None:
-        self._engine, self._node, self._dying = engine, node, dying
+    def __init__(self, engine: Engine, node: str, dying: Path, dead: Path) -> None:
+        self._engine, self._node, self._dying, self._dead = engine, node, dying, dead
 
     def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         if not isinstance(next(iter(tasks), None), Shard):
             return self._engine.map(function, tasks)
-        return self._engine.map(partial(die, self._node, self._dying, function), tasks)
+        return self._engine.map(partial(die, self._node, self._dying, self._dead, function), tasks)
 
 
-def die(node: str, dying: Path, function: Callable[[Shard], int], shard: Shard) -> int:
+def die(node: str, dying: Path, dead: Path, function: Callable[[Shard], int], shard: Shard) -> int:
     finished = len(list(shard.part.parent.glob("part-*.parquet")))
-    if finished >= 10 and ray.get_runtime_context().get_node_id() == node:
-        with atomic_file(shard.part) as temporary:
-            temporary.write_bytes(b"half")
-            with atomic_file(dying) as name:
-                name.write_text(shard.part.name)
-            doze(600)
-    while dying.exists():
-        time.sleep(0.01)
+    if finished >= 10 and not dead.exists():
+        if ray.get_runtime_context().get_node_id() == node:
+            with atomic_file(shard.part) as temporary:
+                temporary.write_bytes(b"half")
+                with atomic_file(dying) as name:
+                    name.write_text(shard.part.name)
+                doze(600)
+        # Without waiting, the others could be done with all tasks before the node has a worker.
+        deadline = time.monotonic() + 120
+        while not dead.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
     return function(shard)
 
 
@@ -183,7 +186,7 @@ def test_a_node_that_dies_in_the_middle_of_a_stage(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    run(source, pipeline, Work(tmp_path / "ray"), Doomed(engine, node.node_id, dying))
+    run(source, pipeline, Work(tmp_path / "ray"), Doomed(engine, node.node_id, dying, dead))
     over.set()
     killer.join()
     assert dead.exists(), "the node was given no task"
