@@ -107,9 +107,13 @@ def compose(
 
 
 def _wanted(tags: list[Tag], variant: Variant) -> list[Tag]:
-    if variant.order and variant.ocr:
+    if variant.order and variant.ocr and not variant.without:
         return tags
-    return [tag for tag in tags if (variant.ocr if tag.group == "text" else variant.order)]
+    return [
+        tag
+        for tag in tags
+        if tag.group not in variant.without and (variant.ocr if tag.group == "text" else variant.order)
+    ]
 
 
 def run(job: Job[ComposeSettings]) -> None:

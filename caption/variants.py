@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
@@ -20,7 +20,8 @@ class Order:
     """Ratings that the recipe calls otherwise."""
 
 
-GROUPS = ("count", "character", "copyright", "rating", "general", "text", "artist", "quality", "year")
+Group = Literal["count", "character", "copyright", "rating", "general", "text", "artist", "quality", "year"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 """In the order of Illustrious (arXiv 2409.19946). The text is ours: no recipe has it."""
 
 SAFE = {"general": "safe", "questionable": "nsfw"}
@@ -49,6 +50,9 @@ class Variant(Settings):
     sentences: bool | str = False
     """A text in sentences: a style of the table `describe`, or `source` for the one that came with the picture.
     true: the first description there is, else the one that came with the picture."""
+    without: tuple[Group, ...] = ()
+    """Groups of tags that are left out. Without `character` and `copyright` a caption has no names: beside one that has
+    them, training can be asked what a model knows of names (`validation.captions`)."""
     ocr: bool = True
     """Whether the legible text of the picture is mentioned, where the table `ocr` has one."""
     shuffle: bool = False
@@ -71,8 +75,8 @@ class Variant(Settings):
             raise ValueError("give order or sentences: it would be empty")
         if self.copies > 1 and not self.drawn:
             raise ValueError("copies would all be the same; give shuffle, dropout or other_names as well")
-        if self.drawn and not self.order:
-            raise ValueError("only tags can be shuffled, dropped and renamed; give order as well")
+        if (self.drawn or self.without) and not self.order:
+            raise ValueError("only tags can be shuffled, dropped, renamed and left out; give order as well")
         return self
 
     @cached_property

@@ -28,7 +28,7 @@ from train.samples import Sampler
 from train.settings import TrainSettings
 from train.signals import requests
 from train.trained import Trained
-from train.validation import Validation, record
+from train.validation import Validation, by_series
 from train.watch import Watch
 
 STATE_BYTES = 4 + 4
@@ -186,9 +186,9 @@ class Trainer:
         self._ranks.sum([sums])
         self._masters.publish()
         if reports is not None:
-            found = record(done - 1, sums)
+            found = validation.record(done - 1, sums)
             reports.validation.add(found)
-            console.print(f"step {done:,}: validation loss {found['loss']:.4f}")
+            console.print(f"step {done:,}: validation loss {found['loss']:.4f}{by_series(found)}", soft_wrap=True)
 
     def _draw(self, path: Path) -> None:
         """A picture by the averaged weights."""

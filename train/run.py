@@ -29,7 +29,7 @@ def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
     """
     base = model_folder(model)
     reader = CacheReader(work)
-    check_captions(reader, settings.captions)
+    check_captions(reader, settings.captions, "train.captions")
     phases = plan_phases(work, reader, settings)
     transformer = build_model(base, settings, reader)
     sampler = Sampler(settings.samples, base, reader)

@@ -54,6 +54,11 @@ class ValidationSettings(Settings):
     """At most so many of the pictures are looked at."""
     times: PositiveInt = 8
     """At so many times each, evenly spread."""
+    captions: tuple[str, ...] = ()
+    """Caption variants for which the loss is told apart, on the pictures that have them all. Empty: each picture is
+    shown with its first one."""
+    areas: tuple[PositiveInt, ...] = ()
+    """Areas of the cache for which the loss is told apart. Empty: the largest."""
 
 
 class CheckpointSettings(Settings):

@@ -82,6 +82,14 @@ def test_variants_are_those_asked_for_and_possible():
     assert captions(picture(("highres", "meta"), source="")) == {}
 
 
+def test_groups_are_left_out():
+    shown = picture(*TAGS, *SAID, text="HI", source="Miku.")
+    found = captions(shown, {"nameless": {"order": "illustrious", "without": ["character", "copyright"]}})
+    assert found == {
+        "nameless": 'solo, 1girl, general, smile, long hair, ^_^, text "HI", wokada, best quality, newest',
+    }
+
+
 def test_what_is_said_of_a_picture_stands_beside_tags_only():
     both = captions(picture(*TAGS, *SAID, source="A frog."))
     assert both["tags"] == "solo, 1girl, hatsune miku, vocaloid, general, smile, long hair, ^_^, wokada, best quality, newest"  # fmt: skip  # noqa: E501

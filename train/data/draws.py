@@ -3,7 +3,7 @@ depend on the rank that computes a sample nor on the micro-batch it travels in.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -71,8 +71,8 @@ def caption(variants: Sequence[str], weights: Mapping[str, float], choice: float
     return named[min(bisect_right(ends, choice * ends[-1]), len(named) - 1)]
 
 
-def check_captions(reader: CacheReader, weights: Mapping[str, float]) -> None:
+def check_captions(reader: CacheReader, names: Iterable[str], setting: str) -> None:
     """Raise UserError for a caption variant that the cache does not have."""
-    for name in weights:
+    for name in names:
         if name not in reader.variant_names:
-            raise UserError(f"train.captions.{name}: the cache has the variants {', '.join(reader.variant_names)}")
+            raise UserError(f"{setting}: no {name!r}; the cache has the variants {', '.join(reader.variant_names)}")

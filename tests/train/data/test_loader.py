@@ -138,9 +138,9 @@ def test_a_caption_is_one_that_the_picture_has(variants: list[str], weights: dic
 
 
 def test_a_caption_variant_that_the_cache_does_not_have(cached: Path):
-    check_captions(CacheReader(cached), {"tags": 1.0})
-    with pytest.raises(UserError, match=r"^train\.captions\.poem: the cache has the variants tags, text$"):
-        check_captions(CacheReader(cached), {"tags": 1.0, "poem": 2.0})
+    check_captions(CacheReader(cached), ["tags"], "train.captions")
+    with pytest.raises(UserError, match=r"^train\.captions: no 'poem'; the cache has the variants tags, text$"):
+        check_captions(CacheReader(cached), ["tags", "poem"], "train.captions")
 
 
 def test_pictures_without_captions_are_shown_with_the_empty_one(cached: Path):
