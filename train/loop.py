@@ -167,16 +167,21 @@ class Trainer:
         def due(every: int) -> bool:
             return is_end or done % every == 0
 
+        def pause() -> AbstractContextManager[None]:
+            return nullcontext() if reports is None else reports.metrics.paused()
+
         checkpoints.check()
         if reports is not None and due(settings.log_every):
             reports.metrics.flush()
-        with nullcontext() if reports is None else reports.metrics.paused():
-            if self._validation is not None and due(settings.validation.every):
+        if self._validation is not None and due(settings.validation.every):
+            with pause():
                 self._validate(self._validation, reports, done)
-            if due(settings.checkpoints.every):
+        if due(settings.checkpoints.every):
+            with pause():
                 state = checkpoint.state_of(done, settings, self._reader.identity)
                 checkpoints.save(state, {"guard": self._guard.state()})
-            if due(settings.samples.every):
+        if due(settings.samples.every):
+            with pause():
                 self._draw(self._folder / "samples" / f"step-{done:08}.png")
 
     def _validate(self, validation: Validation, reports: Reports | None, done: int) -> None:

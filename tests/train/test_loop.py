@@ -29,7 +29,7 @@ from train.records import read
 from train.run import start
 from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings, ValidationSettings
 from train.signals import SIGNALS
-from train.validation import Validation, curve
+from train.validation import Validation
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -144,8 +144,8 @@ def test_pictures_held_out_are_looked_at_and_never_learned(train: Train, cached:
     assert [record["step"] for record in found] == [3, 5]
     model = load_transformer(run / "checkpoints/00000006/transformer_ema")
     settings = SETTINGS.model_copy(update={"validation": validation})
-    by_time = curve(Validation(CacheReader(cached), settings, model.config).sums(model))
-    assert found[1]["by_time"] == pytest.approx(by_time)
+    sums = Validation(CacheReader(cached), settings, model.config).sums(model)
+    assert found[1]["by_time"] == pytest.approx((sums[0] / sums[1])[0].tolist())
     assert audit(cached, "run").problems == []
 
 
@@ -177,6 +177,17 @@ def test_it_learns(train: Train):
     run = train("longer", steps=40, batch=11, caption_dropout=0.0, checkpoints=CheckpointSettings(every=40))
     values = losses(run)
     assert sum(values[-8:]) < 0.8 * sum(values[:8])
+
+
+def test_what_a_run_says(train: Train, capsys: pytest.CaptureFixture[str]):
+    train(
+        "run",
+        steps=5,
+        checkpoints=CheckpointSettings(every=3),
+        samples=SETTINGS.samples.model_copy(update={"every": 9}),
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["2/5", "3/5", "4/5", "5/5"]
 
 
 def test_what_a_run_leaves(train: Train):
