@@ -11,7 +11,7 @@ from train.cache.reader import CacheReader
 from train.data.phases import plan_phases
 from train.data.plan import receipt
 from train.data.selection import held_out
-from train.records import read
+from train.records import METRICS, read
 from train.settings import TrainSettings
 
 
@@ -32,7 +32,7 @@ class Audit:
 def audit(work: Path, name: str) -> Audit:
     """Replay the plan of the run `name` beside its metrics. Raises UserError where there is no run."""
     folder = work / "runs" / name
-    records = read(folder / "metrics.jsonl")
+    records = read(folder / METRICS)
     if not records:
         raise UserError(f"{folder}: no step is recorded there; give the --name of a run")
     settings = TrainSettings.model_validate(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))

@@ -67,6 +67,21 @@ def audit(work: Work = Path("work"), name: Name = "default") -> None:
 
 
 @app.command()
+def plot(
+    work: Work = Path("work"),
+    names: Annotated[
+        list[str], typer.Option("--name", help="Name of a run; several are drawn together.", show_default="default")
+    ] = [],  # noqa: B006 - typer copies it
+    out: Annotated[Path | None, typer.Option(help="A PNG; by default plot.png in the folder of the first run.")] = None,
+) -> None:
+    """Draw losses, gradients, speed and memory of runs over the samples they have seen."""
+    from train.plot import plot as draw
+
+    runs = [work / "runs" / name for name in names or ["default"]]
+    typer.echo(f"written: {draw(runs, out or runs[0] / 'plot.png')}")
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A folder WORK/runs/NAME/checkpoints/STEP.")],
     out: Annotated[

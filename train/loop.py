@@ -22,6 +22,7 @@ from train.model.dit import Lumina2DiT
 from train.model.recompute import Recompute, choose, kept_bytes
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
+from train.plot import plot
 from train.precision import MasterWeights, to_float8
 from train.ranks import Ranks
 from train.samples import Sampler
@@ -94,6 +95,8 @@ class Trainer:
                     break
             with self._watch.doing("writing the last checkpoint"):
                 checkpoints.wait()
+        if self._ranks.rank == 0:
+            plot([self._folder], self._folder / "plot.png")
         return checkpoint.path_of(self._folder, last)
 
     def _step(self, step: Step, reports: Reports | None) -> None:
@@ -192,7 +195,7 @@ class Trainer:
         self._masters.publish()
         if reports is not None:
             found = validation.record(done - 1, sums)
-            reports.validation.add(found)
+            reports.validated(found)
             console.print(f"step {done:,}: validation loss {found['loss']:.4f}{by_series(found)}", soft_wrap=True)
 
     def _draw(self, path: Path) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from shared.files import write_text
 
+METRICS, VALIDATION, SKIPPED = "metrics.jsonl", "validation.jsonl", "skipped.jsonl"
+"""Of every step, of every look at held-out pictures, of steps that were not taken."""
+
 
 class Records:
     """A file that is appended to. A resumed run leaves the records of an uninterrupted one: those from `first_step` on,

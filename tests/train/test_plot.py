@@ -1,0 +1,126 @@
+"""The picture of runs: what is in its panels, not how they look."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from shared.errors import UserError
+from train.cli import app
+from train.plot import History, by_time, draw, plot, read_history, smoothed
+
+
+def step(number: int, images: int = 4, **changes: Any) -> dict[str, Any]:
+    return {
+        "step": number,
+        "images": images,
+        "loss": 1 / (number + 1),
+        "loss_pooled": 0.0,
+        "loss_by_time": [number, None, 1.0],
+        "grad_norm": 1.0,
+        "learning_rate": 1e-4,
+        "images_per_second": 2.0,
+        "share_of_peak": 0.5,
+        "share_waiting": 0.0,
+        "memory": None,
+    } | changes
+
+
+def write(run: Path, **files: list[dict[str, Any]]) -> Path:
+    run.mkdir(parents=True)
+    for name, records in files.items():
+        (run / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+def lines(history: list[History], title: str) -> dict[str, list[list[float]]]:
+    """Points of the lines that a panel's legend names."""
+    axes = next(axes for axes in draw(history).axes if axes.get_title("left") == title)
+    return {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines if str(line.get_label())[0] != "_"}
+
+
+def titles(history: list[History]) -> list[str]:
+    return [axes.get_title("left") for axes in draw(history).axes]
+
+
+def test_runs_are_drawn_over_the_samples_they_have_seen(tmp_path: Path):
+    small = read_history(write(tmp_path / "small", metrics=[step(number, images=2) for number in range(6)]))
+    large = read_history(write(tmp_path / "large", metrics=[step(number, images=6) for number in range(2)]))
+    drawn = lines([small, large], "Learning rate")
+    assert drawn == {
+        "small": [[2, 1e-4], [4, 1e-4], [6, 1e-4], [8, 1e-4], [10, 1e-4], [12, 1e-4]],
+        "large": [[6, 1e-4], [12, 1e-4]],
+    }
+
+
+def test_held_out_pictures_and_steps_not_taken_stand_where_they_happened(tmp_path: Path):
+    looks = [
+        {"step": 1, "loss": 2.0, "by_time": [1.0, 3.0], "series": {"tags 64 px": [1.0, 3.0]}},
+        {"step": 3, "loss": 1.0, "by_time": [0.5, 1.5], "series": {"tags 64 px": [0.5, 1.5], "text 64 px": [2.0, 4.0]}},
+    ]
+    missed = [{"step": 2, "reason": "a spike"}]
+    metrics = [step(number) for number in range(4)]
+    run = read_history(write(tmp_path / "run", metrics=metrics, validation=looks, skipped=missed))
+    assert lines([run], "Loss on held-out pictures")["tags 64 px"] == [[8, 2.0], [16, 1.0]]
+    by_time = lines([run], "Loss on held-out pictures by time, at the end")
+    assert by_time == {"tags 64 px": [[0.25, 0.5], [0.75, 1.5]], "text 64 px": [[0.25, 2.0], [0.75, 4.0]]}
+    ((seen, _),) = lines([run], "Norm of the gradient")["not taken"]
+    assert seen == 12
+
+
+def test_panels_without_numbers_are_left_out(tmp_path: Path):
+    run = read_history(write(tmp_path / "run", metrics=[step(0), step(1)]))
+    assert titles([run]) == [
+        "Loss",
+        "Loss by time",
+        "Norm of the gradient",
+        "Learning rate",
+        "Images per second",
+        "Share of the GPUs' peak",
+    ]
+    assert list(lines([run], "Loss")) == ["pictures"]
+    full = read_history(write(tmp_path / "gpu", metrics=[step(0, memory=2.0**30, loss_pooled=0.5)]))
+    assert titles([full])[-1] == "Memory of a GPU, GiB"
+    assert list(lines([full], "Loss")) == ["pictures", "pooled"]
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=40), st.integers(0, 20))
+def test_smoothing_is_a_mean_of_what_is_there(values: list[float], window: int):
+    found = smoothed(np.array(values), window)
+    half = (min(2 * (window // 2) + 1, len(values)) - 1) // 2
+    assert len(found) == len(values)
+    if len(values) % 2 or half == window // 2:
+        for number, value in enumerate(found):
+            near = [x for x in values[max(0, number - half) : number + half + 1] if np.isfinite(x)]
+            assert value == pytest.approx(np.mean(near) if near else np.nan, rel=1e-6, abs=1e-3, nan_ok=True)
+
+
+def test_times_without_a_sample_have_no_loss():
+    assert by_time([step(2), step(4)]).tolist() == [3.0, pytest.approx(float("nan"), nan_ok=True), 1.0]
+
+
+def test_a_record_that_was_cut_off_is_left_out(tmp_path: Path):
+    run = write(tmp_path / "run", metrics=[step(0), step(1)])
+    file = run / "metrics.jsonl"
+    file.write_text(file.read_text()[:-9])
+    assert len(read_history(run).seen) == 1
+
+
+def test_a_folder_without_records(tmp_path: Path):
+    with pytest.raises(UserError, match=r"runs/none: no step is recorded there"):
+        plot([tmp_path / "runs" / "none"], tmp_path / "plot.png")
+
+
+def test_the_command_draws_several_runs(tmp_path: Path):
+    for name in ("one", "two"):
+        write(tmp_path / "runs" / name, metrics=[step(number) for number in range(30)])
+    done = CliRunner().invoke(app, ["plot", "--work", str(tmp_path), "--name", "one", "--name", "two"])
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "runs" / "one" / "plot.png") as picture:
+        assert picture.width > 1000
