@@ -55,8 +55,8 @@ def draw(
     numbered = enumerate(prompt for prompt in prompts for _ in range(count))
     wanted = [(prompt, settings.seed + number, size) for number, prompt in numbered for size in grids]
     pictures = [Picture(embeddings[prompt], grids[size], seed) for prompt, seed, size in wanted]
-    facts = {**_facts(settings), "Prompt prefix": prefix, **_origin(checkpoint or model, raw)}
-    texts = [parameters(prompt, negative, {"Seed": seed, "Size": size, **facts}) for prompt, seed, size in wanted]
+    facts = {**_origin(checkpoint or model, raw), "Prompt prefix": prefix}
+    texts = [parameters(prompt, negative, settings, seed, size, facts) for prompt, seed, size in wanted]
     first = _next_number(out)
     files = [out / f"{number:05}.png" for number in range(first, first + len(pictures))]
     drawn = []
@@ -71,33 +71,35 @@ def draw(
     return files
 
 
-def parameters(prompt: str, negative: str, facts: Mapping[str, object]) -> str:
+def parameters(
+    prompt: str, negative: str, settings: DrawSettings, seed: int, size: str, further: Mapping[str, str]
+) -> str:
     """How a picture was made, in the form of AUTOMATIC1111's web UI, which viewers and other programs read.
 
     The prompt, the negative prompt, and a line of `Name: value`, where a value with `,` or `:` is a JSON string.
     """
+    facts = {
+        "Steps": settings.steps,  # First: some readers look for it.
+        "Sampler": "Euler",
+        "CFG scale": settings.guidance,
+        "Seed": seed,
+        "Size": size,
+        "Shift": settings.shift,
+        "Guidance until": settings.guidance_until,
+        **further,
+    }
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items())
     return "\n".join([prompt, *([f"Negative prompt: {negative}"] if negative else []), line])
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]|^\s|\s$", value) else value
 
 
-def _facts(settings: DrawSettings) -> dict[str, object]:
-    return {
-        "Steps": settings.steps,
-        "Sampler": "Euler",
-        "CFG scale": settings.guidance,
-        "Guidance until": settings.guidance_until,
-        "Shift": settings.shift,
-    }
-
-
-def _origin(source: str, raw: bool) -> dict[str, object]:
-    found: dict[str, object] = {"Model": source}
+def _origin(source: str, raw: bool) -> dict[str, str]:
+    found = {"Model": source}
     if is_checkpoint(Path(source)):
-        found |= {name.capitalize(): value for name, value in origin(Path(source), raw).items()}
+        found |= {f"Model {name}": value for name, value in origin(Path(source), raw).items()}
     return found
 
 

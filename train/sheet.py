@@ -38,7 +38,7 @@ def contact_sheet(pictures: Sequence[Image.Image], labels: Sequence[str]) -> Ima
         for number, one in enumerate(text):
             pen.text((x, y + tallest + MARGIN // 2 + number * line), one, INK, font)
         for picture in group:
-            sheet.paste(picture, (x, y))
+            sheet.paste(picture, (x, y + tallest - picture.height))
             x += picture.width + MARGIN // 2
     return sheet
 
