@@ -33,8 +33,9 @@ from train.ema import Ema
 from train.model.dit import Lumina2DiT
 from train.model.packing import PackedBatch, layout_of, patchify
 from train.model.weights import save_transformer
-from train.sample import decode_latents, draw_latents, grid_picture
-from train.settings import SampleSettings
+from train.sample import Picture, decode_latent, draw_latents
+from train.settings import DrawSettings
+from train.sheet import contact_sheet
 
 AREA = 128
 LEARNING_RATE = 2e-3
@@ -181,11 +182,11 @@ def train(patches: Rows, grids: list[tuple[int, int]], captions: Rows, batch: in
 def sheet(model: Lumina2DiT, vae: AutoencoderKL, captions: Rows, words: list[str]) -> Image.Image:
     """What the model draws for the first captions."""
     chosen = range(0, 24 * CAPTIONS, CAPTIONS)
-    texts = [captions.take(np.asarray([index])) for index in chosen]
+    pictures = [Picture(captions.take(np.asarray([index])), (8, 8), number) for number, index in enumerate(chosen)]
     empty = captions.take(np.asarray([len(words)]))
-    settings = SampleSettings(steps=30, guidance=3.0, guidance_until=1.0, shift=3.0)
-    latents = draw_latents(model, texts, empty, (8, 8), settings)
-    return grid_picture(decode_latents(vae, latents), [words[index] for index in chosen])
+    settings = DrawSettings(steps=30, guidance=3.0, guidance_until=1.0, shift=3.0)
+    latents = draw_latents(model, pictures, empty, settings)
+    return contact_sheet([decode_latent(vae, latent) for latent in latents], [words[index] for index in chosen])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import yaml
 from shared.errors import UserError
 from shared.pipelines import load
 from train.export import Dtype, Format
-from train.settings import TrainSettings
+from train.settings import DrawSettings, TrainSettings
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +26,7 @@ Set = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, for example train.steps=100."),
 ]
+DRAW = DrawSettings()
 
 
 @app.callback(invoke_without_command=True)
@@ -97,6 +98,65 @@ def export(
 
     write(checkpoint, out, model, form=form, dtype=dtype, raw=raw)
     typer.echo(f"written: {out}")
+
+
+@app.command()
+def sample(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
+    file: Annotated[Path | None, typer.Option("--prompts", help="A file of further prompts, one on each line.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A checkpoint of a run, a transformer in the diffusers layout, a .safetensors file in any naming, "
+            "an adapter (LoRA), or a hub name. Default: the model's own transformer."
+        ),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Of a run's checkpoint, take the raw weights.")] = False,
+    model: Model = "Alpha-VLLM/Lumina-Image-2.0",
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="A work directory: prompts are encoded as the captions of its cache, and their embeddings kept. "
+            "Default: as by the default settings of `cache-latents`, and forgotten."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("samples"),
+    sizes: Annotated[
+        list[str], typer.Option("--size", metavar="WIDTHxHEIGHT", help="In pixels; may be given several times.")
+    ] = ["1024x1024"],  # noqa: B006 - typer copies it
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each prompt and size.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first picture; every further one has the next.")] = DRAW.seed,
+    steps: Annotated[int, typer.Option(min=1, help="Of the Euler sampler.")] = DRAW.steps,
+    shift: Annotated[float, typer.Option(min=0.01, help="Of its times towards noise.")] = DRAW.shift,
+    guidance: Annotated[float, typer.Option(min=1, help="Scale of classifier-free guidance.")] = DRAW.guidance,
+    guidance_until: Annotated[
+        float, typer.Option(min=0, max=1, help="Time (0 noise, 1 data) from which on the prompt alone is followed.")
+    ] = DRAW.guidance_until,
+    negative: Annotated[str, typer.Option(help="What to guide away from. Default: the empty caption.")] = "",
+    grid: Annotated[bool, typer.Option("--grid", help="Write one more PNG with all pictures.")] = False,
+) -> None:
+    """Draw pictures of prompts with any checkpoint, as PNG files that say how they were made."""
+    from train.draw import draw
+
+    lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    prompts = [*(prompts or []), *filter(str.strip, lines)]
+    if not prompts:
+        raise UserError("nothing to draw: give prompts, or a file of them as --prompts FILE")
+    how = {"steps": steps, "shift": shift, "guidance": guidance, "guidance_until": guidance_until, "seed": seed}
+    written = draw(
+        prompts,
+        out,
+        model,
+        DrawSettings.model_validate(how),
+        checkpoint=checkpoint,
+        raw=raw,
+        work=work,
+        sizes=sizes,
+        count=count,
+        negative=negative,
+        grid=grid,
+    )
+    typer.echo(f"drawn: {written[0]} to {written[-1]}")
 
 
 def main() -> None:

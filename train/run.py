@@ -7,7 +7,7 @@ import yaml
 
 from shared.errors import UserError
 from shared.files import write_text
-from train.cache.hub import model_folder
+from train.cache.hub import DRAWING, model_folder
 from train.cache.reader import CacheReader
 from train.data.draws import check_captions
 from train.data.phases import plan_phases
@@ -27,12 +27,12 @@ def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
 
     Raises UserError where model, cache, settings and an earlier part of the run do not fit together.
     """
-    base = model_folder(model)
+    base = model_folder(model, DRAWING)
     reader = CacheReader(work)
     check_captions(reader, settings.captions, "train.captions")
     phases = plan_phases(work, reader, settings)
     transformer = build_model(base, settings, reader)
-    sampler = Sampler(settings.samples, base, reader)
+    sampler = Sampler(settings.samples, model, work, reader)
     folder = work / "runs" / name
     write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     return Trainer(folder, settings, reader, phases, transformer, sampler).run()

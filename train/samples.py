@@ -1,62 +1,59 @@
-"""The grids a run draws of itself: fixed prompts and seed, so that only the weights differ between two."""
+"""The grids a run draws of itself: fixed prompts, seeds and sizes, so that only the weights differ between two."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers import AutoencoderKL
 from torch import Tensor
 
-from shared.errors import UserError
 from shared.files import atomic_file
-from train.cache.compute import default_device
+from train.cache.autoencoder import load_autoencoder
+from train.cache.compute import compute_dtype, default_device
+from train.cache.hub import DRAWING, model_folder
 from train.cache.reader import CacheReader
-from train.cache.text_encoder import TextEncoder
 from train.model.dit import Lumina2DiT
-from train.sample import decode_latents, draw_latents, grid_picture
+from train.prompts import embed
+from train.sample import Picture, decode_latent, draw_latents, grid_of
 from train.settings import SampleSettings
+from train.sheet import contact_sheet
 
 DEFAULT_PROMPTS = 8
 
 
 class Sampler:
-    """Draws the prompts of the settings with whatever weights a model holds."""
+    """Draws the prompts of the settings, each at all sizes, with whatever weights a model holds."""
 
-    def __init__(self, settings: SampleSettings, model_folder: Path, reader: CacheReader) -> None:
+    def __init__(self, settings: SampleSettings, model: str, work: Path, reader: CacheReader) -> None:
+        """`model` is a pipeline's folder or hub name, `reader` that of the cache of `work`."""
         self._settings = settings
-        self._grid = _grid(settings, reader)
-        self._labels, self._captions = _captions(settings.prompts, model_folder, reader)
+        side = reader.area - reader.area % reader.multiple
+        sizes = settings.sizes or (f"{side}x{side}",)
+        grids = [grid_of(size, reader.multiple) for size in sizes]
+        self._labels, captions = _captions(settings.prompts, model, work, reader)
+        self._pictures = [
+            Picture(caption, grid, settings.seed + number) for number, caption in enumerate(captions) for grid in grids
+        ]
         self._empty = reader.empty
-        self._vae = AutoencoderKL.from_pretrained(model_folder, subfolder="vae").eval()
+        self._vae = load_autoencoder(model_folder(model, DRAWING) / "vae", compute_dtype(default_device())).eval()
 
     def draw(self, model: Lumina2DiT, path: Path) -> Path:
         """Write one grid as PNG."""
-        device = next(model.parameters()).device
         model.eval()
-        latents = draw_latents(model, self._captions, self._empty, self._grid, self._settings)
+        latents = list(draw_latents(model, self._pictures, self._empty, self._settings))
         model.train()
         # The autoencoder is needed once in a while: it gives its memory back in between.
-        pictures = decode_latents(self._vae.to(device), latents)
+        self._vae.to(next(model.parameters()).device)
+        pictures = [decode_latent(self._vae, latent) for latent in latents]
         self._vae.to("cpu")
         with atomic_file(path) as temporary:
-            grid_picture(pictures, self._labels).save(temporary, format="PNG")
+            contact_sheet(pictures, self._labels).save(temporary, format="PNG")
         return path
 
 
-def _grid(settings: SampleSettings, reader: CacheReader) -> tuple[int, int]:
-    """Rows and columns of a drawn picture, in tokens."""
-    multiple = reader.multiple
-    sides = (settings.height or reader.area, settings.width or reader.area)
-    if any(side % multiple for side in sides):
-        raise UserError(f"train.samples: {sides[1]} x {sides[0]} px; width and height must be multiples of {multiple}")
-    return sides[0] // multiple, sides[1] // multiple
-
-
-def _captions(prompts: Sequence[str], model_folder: Path, reader: CacheReader) -> tuple[list[str], list[Tensor]]:
+def _captions(prompts: Sequence[str], model: str, work: Path, reader: CacheReader) -> tuple[list[str], list[Tensor]]:
     """Labels and embeddings of what to draw: the prompts, or else captions of the cache's first pictures."""
     if prompts:
-        about = reader.text_settings
-        encoder = TextEncoder(model_folder, about["prompt_prefix"], about["max_tokens"], default_device())
-        return list(prompts), encoder.encode(prompts)
+        embeddings = embed(prompts, model, work, reader)
+        return list(prompts), [embeddings[prompt] for prompt in prompts]
     labels, captions = [], []
     for index in range(reader.images):
         for variant in reader.variants(index)[:1]:

@@ -82,17 +82,9 @@ class GuardSettings(Settings):
     """Steps not taken in a row that end the run."""
 
 
-class SampleSettings(Settings):
-    """The grids drawn during training, with the averaged weights."""
+class DrawSettings(Settings):
+    """How pictures are drawn from noise."""
 
-    every: PositiveInt = 500
-    """Steps between two grids; one more is drawn at the end."""
-    prompts: tuple[str, ...] = ()
-    """What to draw. Empty: the captions of the first 8 pictures of the cache."""
-    width: int | None = Field(default=None, ge=16)
-    """Pixels, a multiple of 16; default: the side of the cache's area."""
-    height: int | None = Field(default=None, ge=16)
-    """Pixels, a multiple of 16; default: the side of the cache's area."""
     steps: PositiveInt = 50
     guidance: float = Field(default=4.0, ge=1)
     guidance_until: float = Field(default=0.25, ge=0, le=1)
@@ -100,6 +92,19 @@ class SampleSettings(Settings):
     shift: PositiveFloat = 6.0
     """Shift of the sampler's times towards noise."""
     seed: int = 0
+    """Of the first picture; every further one has the next."""
+
+
+class SampleSettings(DrawSettings):
+    """The grids drawn during training, with the averaged weights."""
+
+    every: PositiveInt = 500
+    """Steps between two grids; one more is drawn at the end."""
+    prompts: tuple[str, ...] = ()
+    """What to draw. Empty: the captions of the first 8 pictures of the cache."""
+    sizes: tuple[str, ...] = ()
+    """Every prompt is drawn at each of them: width x height in pixels, as `832x1216`, multiples of 16 (of the model's
+    patches, in pixels). Empty: the square of the cache's largest area."""
 
 
 LoraTarget = Literal["attention", "feed_forward"]

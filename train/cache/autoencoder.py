@@ -35,7 +35,7 @@ class ImageEncoder:
         if not self._tiny:
             configure_compiler()
             fuse(vae.encoder)
-        self.factor: int = 2 ** (len(config.block_out_channels) - 1)
+        self.factor: int = factor_of(vae)
         """Pixels per latent, along a side."""
         self.description: dict[str, Any] = {
             "encoder": type(vae).__name__,
@@ -81,6 +81,12 @@ def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
         # diffusers would go on with random weights, or without some.
         raise UserError(f"{folder}: {len(wrong)} weights do not fit diffusers' {name}, such as {wrong[0]}")
     return vae
+
+
+def factor_of(vae: Any) -> int:
+    """Pixels per latent, along a side."""
+    factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+    return factor
 
 
 @torch.no_grad()

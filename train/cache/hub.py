@@ -9,17 +9,19 @@ from shared.files import file_sha256
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 """Sub-folders of a Lumina 2 pipeline in the diffusers layout."""
+DRAWING, TEXT = ("transformer", "vae"), ("text_encoder", "tokenizer")
+"""Those that make pictures of embeddings, and those that make embeddings."""
 
 
-def model_folder(model: str) -> Path:
+def model_folder(model: str, parts: Sequence[str] = PARTS) -> Path:
     """The folder of a pipeline in the diffusers layout: `model` itself, or the hub repository of that name.
 
-    Raises UserError where it is neither.
+    Only `parts` of it need be there, and are had from the hub. Raises UserError where it is neither.
     """
     folder = Path(model)
     if not folder.is_dir():
-        folder = downloaded(model, ("model_index.json", *(f"{part}/*" for part in PARTS)))
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+        folder = downloaded(model, ("model_index.json", *(f"{part}/*" for part in parts)))
+    missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise UserError(f"{folder}: no {missing[0]}/ in it; give a Lumina 2 pipeline in the diffusers layout")
     return folder

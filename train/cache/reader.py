@@ -1,12 +1,13 @@
 """Reading the cache: any tensor of any picture with one `pread` or one request, its CRC always checked."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -169,6 +170,32 @@ class CacheReader:
         row = self._text_row(index, variant)
         rest = from_bytes(self._sample(self._texts, row, index), (-1, self.text_dim))
         return torch.cat([self._prefix, rest]) if self._shared_rows[row] else rest
+
+    def find(self, captions: Iterable[str]) -> dict[str, tuple[int, str]]:
+        """The image and variant of captions, by their text, as far as the cache has them.
+
+        Looks through the sums of all captions. Only for a cache in a folder.
+        """
+        by_sum = {hashlib.sha256(caption.encode()).hexdigest(): caption for caption in captions}
+        files = [f"{self._store.root}/{file}" for file in self._texts.files]
+        if not files:
+            return {}
+        query = (
+            "SELECT caption_sha, filename, file_row_number"
+            " FROM read_parquet(?, filename = true, file_row_number = true)"
+            " WHERE caption_sha IN (SELECT unnest(?))"
+        )
+        with duckdb.connect() as database:
+            rows = database.execute(query, [files, list(by_sum)]).fetchall()
+        found: dict[str, tuple[int, str]] = {}
+        for caption_sha, file, row in rows:
+            if (caption := by_sum[caption_sha]) in found:
+                continue
+            # A shard may have captions that the manifest has not, for they have changed since.
+            for place in np.flatnonzero((self._texts.file == files.index(file)) & (self._texts.row == row)):
+                image, variant = self._texts.column("image")[place], self._variant_names[self._variant[place]]
+                found[caption] = (int(image), variant)
+        return found
 
     @cached_property
     def empty(self) -> Tensor:

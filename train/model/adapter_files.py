@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from shared.errors import UserError
@@ -57,6 +57,17 @@ def base_of(folder: Path) -> str | None:
     """The `base` that `save_adapter` was told."""
     base: str | None = _peft_config(folder)["base_model_name_or_path"]
     return base
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file or folder holds adapters, and not the matrices themselves."""
+    if path.is_dir():
+        return any((path / file).is_file() for file in (PEFT_FILE, DIFFUSERS_FILE))
+    try:
+        with safe_open(path, "pt") as opened:
+            return any("lora" in name for name in opened.keys())  # noqa: SIM118 - it is no dictionary
+    except (OSError, SafetensorError):  # Whoever reads it says what is wrong with it.
+        return False
 
 
 def read_adapter(path: Path) -> dict[str, Factors]:

@@ -74,7 +74,7 @@ def load_transformer(folder: Path) -> Lumina2DiT:
 
     A UserError names the folder and what its weights lack, have too much, or have in another shape.
     """
-    return _model_of(load_state(folder), DiTConfig.from_folder(folder), folder)
+    return model_of(load_state(folder), DiTConfig.from_folder(folder), folder)
 
 
 def load_weights(source: str, config: DiTConfig) -> Lumina2DiT:
@@ -89,7 +89,7 @@ def load_weights(source: str, config: DiTConfig) -> Lumina2DiT:
         state = read_tensors(path)
         if "time_caption_embed.caption_embedder.1.weight" not in state:
             state = _from_original(state, path)
-        return _model_of(state, config, path)
+        return model_of(state, config, path)
     folder = _transformer_folder(path if path.is_dir() else downloaded(source, HUB_FILES))
     # Nothing depends on the size of pictures it was made for.
     expected, found = ({**asdict(c), "sample_size": None} for c in (config, DiTConfig.from_folder(folder)))
@@ -99,7 +99,7 @@ def load_weights(source: str, config: DiTConfig) -> Lumina2DiT:
             + "\n  ".join(problems)
             + "\ngive the pipeline of these weights as --model"
         )
-    return _model_of(load_state(folder), config, folder)
+    return model_of(load_state(folder), config, folder)
 
 
 HUB_FILES = ("transformer/*", CONFIG_FILE, "diffusion_pytorch_model*.safetensors*")
@@ -145,8 +145,8 @@ def _from_original(state: State, file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: {error}") from None
 
 
-def _model_of(state: State, config: DiTConfig, path: Path) -> Lumina2DiT:
-    """The model of weights under diffusers' names."""
+def model_of(state: State, config: DiTConfig, path: Path) -> Lumina2DiT:
+    """The model of weights under diffusers' names, which a UserError says are those of `path` where they do not fit."""
     model = _skeleton(config)
     _check(state, model, path)
     model.load_state_dict(from_diffusers(state), assign=True)

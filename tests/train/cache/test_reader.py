@@ -179,3 +179,17 @@ def test_a_damaged_manifest_is_refused(cached: Path, name: str):
             CacheReader(cached)
         flip(path, offset)
     CacheReader(cached)
+
+
+def test_captions_are_found_by_their_text(cached: Path, tiny_model: Path):
+    reader = CacheReader(cached)
+    same = "1girl, solo, smile"
+    found = reader.find([same, "A drawing of number 5.", "nobody's"])
+    assert found.keys() == {same, "A drawing of number 5."}
+    captions = {
+        row["image_id"]: {caption["variant"]: caption["text"] for caption in row["captions"]}
+        for row in pq.read_table(cached / "curated").to_pylist()
+    }
+    for text, (index, variant) in found.items():
+        assert captions[reader.image_id(index)][variant] == text
+    assert reader.find([]) == {}
