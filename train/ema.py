@@ -13,15 +13,16 @@ class Ema:
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        """The `weights` are float32, by name."""
+        """The `weights` by name, of any precision."""
         self._decay, self._weights = decay, weights
-        self.average = {name: weight.detach().clone() for name, weight in weights.items()}
+        self.average = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step` (counted from 0)."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), list(self._weights.values()), 1 - decay)
+        for name, average in self.average.items():
+            average.lerp_(self._weights[name].float(), 1 - decay)
 
 
 @torch.no_grad()

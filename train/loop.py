@@ -31,9 +31,9 @@ from train.trained import Trained
 from train.validation import Validation, record
 from train.watch import Watch
 
-STATE_BYTES = 4 + 4
-"""Per weight that this rank owns: its float32 value and the average. The optimiser's moments come on top; of all that
-learn the gradient, and of all the one that computes."""
+AVERAGE_BYTES, MASTER_BYTES = 4, {"float32": 4, "bfloat16": 0}
+"""Per weight that this rank owns. The optimiser's moments come on top; of all that learn the gradient, and of all the
+one that computes, which is a master of bfloat16 itself."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -61,9 +61,10 @@ class Trainer:
         self._model = model.to(self._device)
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         trained = Trained(model, settings)
-        self._masters = MasterWeights(model, dtype, self._ranks, sharded=trained.sharded)
+        stored = getattr(torch, settings.masters)
+        self._masters = MasterWeights(model, dtype, self._ranks, masters=stored, sharded=trained.sharded)
         weights = self._masters.weights
-        self._optimizer = adamw(weights.values(), settings.optimizer)
+        self._optimizer = adamw(weights, settings.optimizer, settings.seed)
         self._ema = Ema(weights, settings.ema)
         self._learner = checkpoint.Learner(trained, weights, self._ema, self._optimizer)
         self._guard, self._watch = Guard(settings.guard), Watch(rank=self._ranks.rank)
@@ -127,7 +128,8 @@ class Trainer:
         _, memory = torch.cuda.mem_get_info(self._device)
         moments = 2 if settings.optimizer.states == "int8" else 8
         fixed = sum((6 if weight.requires_grad else 2) * weight.numel() for weight in self._model.parameters())
-        fixed += (STATE_BYTES + moments) * sum(weight.numel() for weight in self._masters.weights.values())
+        state = MASTER_BYTES[settings.masters] + AVERAGE_BYTES + moments
+        fixed += state * sum(weight.numel() for weight in self._masters.weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
             return found
@@ -181,10 +183,9 @@ class Trainer:
 
     def _validate(self, validation: Validation, reports: Reports | None, done: int) -> None:
         """The loss of the averaged weights on pictures that are not trained on."""
-        self._masters.publish(self._ema.average)
-        sums = validation.sums(self._model)
+        with self._masters.computing_with(self._ema.average):
+            sums = validation.sums(self._model)
         self._ranks.sum([sums])
-        self._masters.publish()
         if reports is not None:
             found = record(done - 1, sums)
             reports.validation.add(found)
@@ -192,10 +193,9 @@ class Trainer:
 
     def _draw(self, path: Path) -> None:
         """A picture by the averaged weights."""
-        self._masters.publish(self._ema.average)
-        if self._ranks.rank == 0:
-            console.print(f"drawn: {self._sampler.draw(self._model, path)}", soft_wrap=True)
-        self._masters.publish()
+        with self._masters.computing_with(self._ema.average):
+            if self._ranks.rank == 0:
+                console.print(f"drawn: {self._sampler.draw(self._model, path)}", soft_wrap=True)
 
     def _resume(self) -> int:
         path = self._ranks.first(checkpoint.newest(self._folder) if self._ranks.rank == 0 else None)

@@ -1,21 +1,29 @@
 """AdamW, and its state as plain tensors."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from train.rounding import Rounding
 from train.settings import OptimizerSettings
 
 
-def adamw(weights: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def adamw(weights: Mapping[str, nn.Parameter], settings: OptimizerSettings, seed: int = 0) -> torch.optim.Optimizer:
     """AdamW with a state of float32, fused into one kernel where there is one, or of int8 (torchao).
 
-    Raises UserError where torchao is needed and missing.
+    Weights of bfloat16 are rounded stochastically, by random numbers of the `seed`. Raises UserError where torchao is
+    needed and missing.
     """
-    owned = list(weights) or [nn.Parameter(torch.empty(0))]  # A rank may own none, and no optimiser takes none.
+    optimizer = _adamw(list(weights.values()), settings)
+    stored = {weight.dtype for weight in weights.values()}
+    return Rounding(optimizer, weights, seed) if torch.bfloat16 in stored else optimizer
+
+
+def _adamw(weights: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    owned = weights or [nn.Parameter(torch.empty(0))]  # A rank may own none, and no optimiser takes none.
     values = {
         "lr": settings.learning_rate,
         "betas": settings.betas,
@@ -65,7 +73,7 @@ def restore_state(
 ) -> None:
     """Take over what `state_tensors` gave; the weights must be restored afterwards. KeyErrors name what is missing."""
     for weight in weights.values():
-        weight.grad = torch.zeros_like(weight)
+        weight.grad = torch.zeros_like(weight, dtype=torch.float32)
     optimizer.step()  # In its first one, it makes its state.
     optimizer.zero_grad(set_to_none=True)
     for name, weight in weights.items():

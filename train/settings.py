@@ -149,7 +149,10 @@ class TrainSettings(Settings):
     lora: LoraSettings | None = None
     """Train adapters and leave the model as it is."""
     precision: Literal["bfloat16", "float8"] = "bfloat16"
-    """What a GPU computes the large products in; a CPU has float32. The weights that learn are float32 either way."""
+    """What a GPU computes the large products in; a CPU has float32."""
+    masters: Literal["float32", "bfloat16"] = "float32"
+    """How the weights that learn are stored. bfloat16, rounded stochastically after every step, leaves 4 bytes per
+    weight to micro-batches; gradients, the optimiser's arithmetic and the average are float32 either way."""
     recompute: Recompute | Literal["auto"] = "auto"
     """What is computed a second time in the backward pass: `everything` is a third more work for a fraction of the
     memory, `cheap` lies between the two; `auto` takes the fastest that fits into the GPU's memory."""

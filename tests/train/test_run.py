@@ -109,6 +109,7 @@ def test_adapters_start_from_a_file(train: Train, build: Callable[..., Any]) -> 
         {"init": "random", "weights": "somewhere"},
         {"lora": LORA, "freeze": ("text",)},
         {"lora": LORA, "precision": "float8"},
+        {"lora": LORA, "masters": "bfloat16"},
     ],
 )
 def test_settings_that_exclude_one_another_are_refused(build: Callable[..., Any], changes: dict[str, object]) -> None:
