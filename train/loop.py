@@ -31,9 +31,9 @@ from train.trained import Trained
 from train.validation import Validation, record
 from train.watch import Watch
 
-AVERAGE_BYTES, MASTER_BYTES = 4, {"float32": 4, "bfloat16": 0}
-"""Per weight that this rank owns. The optimiser's moments come on top; of all that learn the gradient, and of all the
-one that computes, which is a master of bfloat16 itself."""
+MASTER_BYTES = {"float32": 4, "bfloat16": 0}
+"""Per weight that this rank owns. The optimiser's moments come on top, and the average where it is not in the host's
+memory; of all that learn the gradient, and of all the one that computes, which is a master of bfloat16 itself."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -65,7 +65,7 @@ class Trainer:
         self._masters = MasterWeights(model, dtype, self._ranks, masters=stored, sharded=trained.sharded)
         weights = self._masters.weights
         self._optimizer = adamw(weights, settings.optimizer, settings.seed)
-        self._ema = Ema(weights, settings.ema)
+        self._ema = Ema(weights, settings.ema, offload=settings.ema_offload)
         self._learner = checkpoint.Learner(trained, weights, self._ema, self._optimizer)
         self._guard, self._watch = Guard(settings.guard), Watch(rank=self._ranks.rank)
         self._validation = None
@@ -108,6 +108,7 @@ class Trainer:
         if reason := self._guard.refuse(step.number, loss, length):
             self._ranks.print(f"step {step.number + 1:,} is not taken: {reason}")
         else:
+            self._ema.settle()
             self._optimizer.step()
             self._masters.publish()
             self._ema.update(step.number)
@@ -128,7 +129,7 @@ class Trainer:
         _, memory = torch.cuda.mem_get_info(self._device)
         moments = 2 if settings.optimizer.states == "int8" else 8
         fixed = sum((6 if weight.requires_grad else 2) * weight.numel() for weight in self._model.parameters())
-        state = MASTER_BYTES[settings.masters] + AVERAGE_BYTES + moments
+        state = MASTER_BYTES[settings.masters] + (0 if settings.ema_offload else 4) + moments
         fixed += state * sum(weight.numel() for weight in self._masters.weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
