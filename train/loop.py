@@ -145,7 +145,7 @@ class Trainer:
 
         Returns the losses of the global batch, and the seconds spent waiting for data. The loss of a
         micro-batch is the sum over its samples by the size of the global batch, so the gradient does not
-        depend on how the batch is cut, and ranks sum theirs up, once, at the end of the step.
+        depend on how the batch is cut, and ranks sum theirs up, once, during the last backward pass.
         """
         total, waited = Losses(self._device), 0.0
         for future in step.micro_batches:
@@ -154,10 +154,12 @@ class Trainer:
                 batch = future.result().to(self._device)
             waited += time.perf_counter() - start
             losses = micro_losses(self._model, batch)
+            if future is step.micro_batches[-1]:
+                self._masters.expect_last()
             ((losses * batch.weights).sum() / step.samples).backward()
             total.add(batch, losses.detach(), step.samples)
-        self._ranks.sum(total.tensors())
         self._masters.collect()
+        self._ranks.sum(total.tensors())
         return total, waited
 
     def _due(self, reports: Reports | None, checkpoints: CheckpointWriter, done: int, is_end: bool) -> None:

@@ -8,13 +8,13 @@ reason.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import UserError
 from train.data.plan import spread
+from train.gradients import GradientSums
 from train.model.blocks import ModulatedNorm
 from train.model.dit import Lumina2DiT
 from train.ranks import Ranks
@@ -25,8 +25,8 @@ class MasterWeights:
 
     Of several ranks each owns some of the weights: it alone has their masters, steps them, averages them and
     writes them to checkpoints. All ranks have the whole model and sum up all its gradients, which they exchange once
-    per step. That leaves 2 + 4 bytes per weight on every GPU and divides the other 16 by their number. (FSDP2 would
-    divide those 6 too, and gather weights and scatter gradients for every micro-batch.)
+    per step (`gradients`). That leaves 2 + 4 bytes per weight on every GPU and divides the other 16 by their number.
+    (FSDP2 would divide those 6 too, and gather weights and scatter gradients for every micro-batch.)
 
     Masters of the model's own type are the very memory that it computes with. Where masters of bfloat16 meet a model of
     float32, as on a CPU, it computes with copies of the same values.
@@ -56,21 +56,18 @@ class MasterWeights:
         """Those that this rank owns, by the names of the model."""
         for master in self.weights.values():
             master.grad_dtype = torch.float32
-        self._sums: dict[str, Tensor] = {}
         model.to(dtype)
-        for name, weight in self._learning.items():
-            weight.register_post_accumulate_grad_hook(partial(self._add, name))
+        self._gradients = GradientSums(self._learning, self._owners, ranks)
+
+    def expect_last(self) -> None:
+        """The next backward pass is the last of this step, on this rank: sums are exchanged while it goes on."""
+        self._gradients.expect_last()
 
     def collect(self) -> None:
         """Sum up the gradients of all ranks; those of this rank's weights become their `grad`."""
-        if self._ranks.count > 1:
-            for name, weight in self._learning.items():
-                if name not in self._sums:
-                    self._sums[name] = torch.zeros_like(weight, dtype=torch.float32)
-            self._ranks.to_owners((self._sums[name], self._owners[name]) for name in self._learning)
+        sums = self._gradients.collect()
         for name, weight in self.weights.items():
-            weight.grad = self._sums.get(name)
-        self._sums.clear()
+            weight.grad = sums.get(name)
 
     def clip(self, limit: float) -> Tensor:
         """Shorten the gradient of all weights of all ranks to `limit`; returns the norm it had."""
@@ -100,15 +97,6 @@ class MasterWeights:
     def _publish(self, values: Mapping[str, Tensor]) -> None:
         torch._foreach_copy_([self._learning[name] for name in values], list(values.values()))
         self._ranks.from_owners((weight.data, self._owners[name]) for name, weight in self._learning.items())
-
-    def _add(self, name: str, weight: Tensor) -> None:
-        """Take over the gradient of a micro-batch; its memory is free at once."""
-        assert weight.grad is not None
-        if name in self._sums:
-            self._sums[name].add_(weight.grad)
-        else:
-            self._sums[name] = weight.grad.float()
-        weight.grad = None
 
 
 def owners(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
