@@ -19,6 +19,7 @@ from train.losses import Losses, micro_losses
 from train.metrics import Reports
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
+from train.model.parts import rate_factors
 from train.model.recompute import Recompute, choose, kept_bytes
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
@@ -64,7 +65,8 @@ class Trainer:
         stored = getattr(torch, settings.masters)
         self._masters = MasterWeights(model, dtype, self._ranks, masters=stored, sharded=trained.sharded)
         weights = self._masters.weights
-        self._optimizer = adamw(weights, settings.optimizer, settings.seed)
+        factors = rate_factors(model, settings.optimizer.rates)
+        self._optimizer = adamw(weights, settings.optimizer, settings.seed, factors)
         self._ema = Ema(weights, settings.ema, offload=settings.ema_offload)
         self._learner = checkpoint.Learner(trained, weights, self._ema, self._optimizer)
         self._guard, self._watch = Guard(settings.guard), Watch(rank=self._ranks.rank)

@@ -13,6 +13,8 @@ class OptimizerSettings(Settings):
     """AdamW, as in the official run."""
 
     learning_rate: PositiveFloat = 2e-4
+    rates: dict[str, PositiveFloat] = Field(default={})
+    """Factors on the learning rate of parts, as train.freeze names them: {text: 0.1, layers.0-12: 0.5}."""
     warmup: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -20,6 +22,7 @@ class OptimizerSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-15
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of matrices. The weights of norms and biases do not decay."""
     states: Literal["float32", "int8"] = "float32"
     """How the two moments of every weight are stored. int8, in blocks with a scale each (arXiv 2110.02861), leaves 6 of
     8 bytes per weight to micro-batches."""

@@ -3,8 +3,9 @@ import torch
 
 from shared.errors import UserError
 from tests.train.model.support import MIXED, batch_of, random_model
-from train.model.freeze import PARTS, freeze
+from train.model.freeze import freeze
 from train.model.packing import layout_of
+from train.model.parts import PARTS
 from train.optimizer import adamw
 from train.precision import MasterWeights
 from train.ranks import Ranks
