@@ -19,6 +19,7 @@ from train.losses import Losses, micro_losses
 from train.metrics import Reports
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
+from train.model.parts import rate_factors
 from train.model.recompute import Recompute, choose, kept_bytes
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
@@ -32,9 +33,9 @@ from train.trained import Trained
 from train.validation import Validation, by_series
 from train.watch import Watch
 
-STATE_BYTES = 4 + 4
-"""Per weight that this rank owns: its float32 value and the average. The optimiser's moments come on top; of all that
-learn the gradient, and of all the one that computes."""
+MASTER_BYTES = {"float32": 4, "bfloat16": 0}
+"""Per weight that this rank owns. The optimiser's moments come on top, and the average where it is not in the host's
+memory; of all that learn the gradient, and of all the one that computes, which is a master of bfloat16 itself."""
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
@@ -62,10 +63,12 @@ class Trainer:
         self._model = model.to(self._device)
         dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
         trained = Trained(model, settings)
-        self._masters = MasterWeights(model, dtype, self._ranks, sharded=trained.sharded)
+        stored = getattr(torch, settings.masters)
+        self._masters = MasterWeights(model, dtype, self._ranks, masters=stored, sharded=trained.sharded)
         weights = self._masters.weights
-        self._optimizer = adamw(weights.values(), settings.optimizer)
-        self._ema = Ema(weights, settings.ema)
+        factors = rate_factors(model, settings.optimizer.rates)
+        self._optimizer = adamw(weights, settings.optimizer, settings.seed, factors)
+        self._ema = Ema(weights, settings.ema, offload=settings.ema_offload)
         self._learner = checkpoint.Learner(trained, weights, self._ema, self._optimizer)
         self._guard, self._watch = Guard(settings.guard), Watch(rank=self._ranks.rank)
         self._validation = None
@@ -110,6 +113,7 @@ class Trainer:
         if reason := self._guard.refuse(step.number, loss, length):
             self._ranks.print(f"step {step.number + 1:,} is not taken: {reason}")
         else:
+            self._ema.settle()
             self._optimizer.step()
             self._masters.publish()
             self._ema.update(step.number)
@@ -130,7 +134,8 @@ class Trainer:
         _, memory = torch.cuda.mem_get_info(self._device)
         moments = 2 if settings.optimizer.states == "int8" else 8
         fixed = sum((6 if weight.requires_grad else 2) * weight.numel() for weight in self._model.parameters())
-        fixed += (STATE_BYTES + moments) * sum(weight.numel() for weight in self._masters.weights.values())
+        state = MASTER_BYTES[settings.masters] + (0 if settings.ema_offload else 4) + moments
+        fixed += state * sum(weight.numel() for weight in self._masters.weights.values())
         free = USABLE * memory - fixed
         if found := choose(config, settings.token_budget, free):
             return found
@@ -145,7 +150,7 @@ class Trainer:
 
         Returns the losses of the global batch, and the seconds spent waiting for data. The loss of a
         micro-batch is the sum over its samples by the size of the global batch, so the gradient does not
-        depend on how the batch is cut, and ranks sum theirs up, once, at the end of the step.
+        depend on how the batch is cut, and ranks sum theirs up, once, during the last backward pass.
         """
         total, waited = Losses(self._device), 0.0
         for future in step.micro_batches:
@@ -154,10 +159,12 @@ class Trainer:
                 batch = future.result().to(self._device)
             waited += time.perf_counter() - start
             losses = micro_losses(self._model, batch)
+            if future is step.micro_batches[-1]:
+                self._masters.expect_last()
             ((losses * batch.weights).sum() / step.samples).backward()
             total.add(batch, losses.detach(), step.samples)
-        self._ranks.sum(total.tensors())
         self._masters.collect()
+        self._ranks.sum(total.tensors())
         return total, waited
 
     def _due(self, reports: Reports | None, checkpoints: CheckpointWriter, done: int, is_end: bool) -> None:
@@ -189,10 +196,9 @@ class Trainer:
 
     def _validate(self, validation: Validation, reports: Reports | None, done: int) -> None:
         """The loss of the averaged weights on pictures that are not trained on."""
-        self._masters.publish(self._ema.average)
-        sums = validation.sums(self._model)
+        with self._masters.computing_with(self._ema.average):
+            sums = validation.sums(self._model)
         self._ranks.sum([sums])
-        self._masters.publish()
         if reports is not None:
             found = validation.record(done - 1, sums)
             reports.validated(found)
@@ -200,10 +206,9 @@ class Trainer:
 
     def _draw(self, path: Path) -> None:
         """A picture by the averaged weights."""
-        self._masters.publish(self._ema.average)
-        if self._ranks.rank == 0:
-            console.print(f"drawn: {self._sampler.draw(self._model, path)}", soft_wrap=True)
-        self._masters.publish()
+        with self._masters.computing_with(self._ema.average):
+            if self._ranks.rank == 0:
+                console.print(f"drawn: {self._sampler.draw(self._model, path)}", soft_wrap=True)
 
     def _resume(self) -> int:
         path = self._ranks.first(checkpoint.newest(self._folder) if self._ranks.rank == 0 else None)

@@ -30,9 +30,14 @@ class Ranks:
         """Replace tensors by their sums over all ranks."""
         self._together(lambda tensor, _: distributed.all_reduce(tensor, async_op=True), ((t, 0) for t in tensors))
 
-    def to_owners(self, tensors: Owned) -> None:
-        """Replace the tensors of each owner by their sums over all ranks. Elsewhere they lose their values."""
-        self._together(lambda tensor, owner: distributed.reduce(tensor, owner, async_op=True), tensors)
+    def start_sum(self, tensor: Tensor, owner: int) -> distributed.Work:
+        """Begin to replace a tensor of `owner` by its sum over all ranks. Elsewhere it loses its values."""
+        work: distributed.Work = self._checked(lambda: distributed.reduce(tensor, owner, async_op=True))
+        return work
+
+    def finish(self, works: Iterable[distributed.Work]) -> None:
+        """Until all sums that were started are complete."""
+        self._checked(lambda: [work.wait() for work in works])
 
     def from_owners(self, tensors: Owned) -> None:
         """Replace tensors by those of their owners."""

@@ -70,6 +70,7 @@ def _check(settings: TrainSettings) -> None:
         "train.init = random": (settings.init == "random", ("train.weights", settings.weights)),
         "train.lora, which leaves the model as it is,": (settings.lora, ("train.freeze", settings.freeze)),
         "train.precision = float8": (settings.precision == "float8", ("train.lora", settings.lora)),
+        "train.masters = bfloat16": (settings.masters == "bfloat16", ("train.lora", settings.lora)),
     }
     for what, (given, (other, value)) in excluded.items():
         if given and value:

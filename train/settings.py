@@ -13,6 +13,8 @@ class OptimizerSettings(Settings):
     """AdamW, as in the official run."""
 
     learning_rate: PositiveFloat = 2e-4
+    rates: dict[str, PositiveFloat] = Field(default={})
+    """Factors on the learning rate of parts, as train.freeze names them: {text: 0.1, layers.0-12: 0.5}."""
     warmup: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -20,6 +22,7 @@ class OptimizerSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-15
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of matrices. The weights of norms and biases do not decay."""
     states: Literal["float32", "int8"] = "float32"
     """How the two moments of every weight are stored. int8, in blocks with a scale each (arXiv 2110.02861), leaves 6 of
     8 bytes per weight to micro-batches."""
@@ -148,6 +151,9 @@ class TrainSettings(Settings):
     """What is seen from which step on."""
     ema: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the averaged weights per step. The average forgets its start sooner in the first steps."""
+    ema_offload: bool = False
+    """Keep the average in the host's memory, updated while the next step is computed: 4 bytes less per weight on the
+    GPU."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Start from the weights in the model folder, or from scratch."""
     weights: str | None = None
@@ -159,7 +165,10 @@ class TrainSettings(Settings):
     lora: LoraSettings | None = None
     """Train adapters and leave the model as it is."""
     precision: Literal["bfloat16", "float8"] = "bfloat16"
-    """What a GPU computes the large products in; a CPU has float32. The weights that learn are float32 either way."""
+    """What a GPU computes the large products in; a CPU has float32."""
+    masters: Literal["float32", "bfloat16"] = "float32"
+    """How the weights that learn are stored. bfloat16, rounded stochastically after every step, leaves 4 bytes per
+    weight to micro-batches; gradients, the optimiser's arithmetic and the average are float32 either way."""
     recompute: Recompute | Literal["auto"] = "auto"
     """What is computed a second time in the backward pass: `everything` is a third more work for a fraction of the
     memory, `cheap` lies between the two; `auto` takes the fastest that fits into the GPU's memory."""

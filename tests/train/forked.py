@@ -5,11 +5,9 @@ python forked.py PROCESSES PORT ARGUMENT...
 
 import os
 import sys
+from collections.abc import Callable
 
 import torch
-
-import train.run  # noqa: F401 - what takes long to import
-from train.cli import main
 
 
 def become(rank: int, count: int, port: str) -> None:
@@ -24,14 +22,22 @@ def become(rank: int, count: int, port: str) -> None:
     }
 
 
-if __name__ == "__main__":
+def fork(count: int, port: str, run: Callable[[], object]) -> int:
+    """Run something in several processes, which talk over gloo; returns the largest of their codes."""
     torch.set_num_threads(1)
-    count, port, sys.argv[1:] = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     ranks = []
     for rank in range(count):
         if not (child := os.fork()):
             become(rank, count, port)
-            main()
+            run()
             os._exit(0)
         ranks.append(child)
-    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
+    return max(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks)
+
+
+if __name__ == "__main__":
+    import train.run  # noqa: F401 - what takes long to import
+    from train.cli import main
+
+    count, port, sys.argv[1:] = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    sys.exit(fork(count, port, main))

@@ -38,7 +38,7 @@ def learner(seed: int, rank: int = 0, ranks: int = 1) -> Learner:
     model = random_model()
     share = owners({name: weight.numel() for name, weight in model.named_parameters()}, ranks)
     owned = {name: weight for name, weight in model.named_parameters() if share[name] == rank}
-    optimizer, ema = adamw(owned.values(), OptimizerSettings()), Ema(owned, 0.9)
+    optimizer, ema = adamw(owned, OptimizerSettings()), Ema(owned, 0.9)
     for weight in owned.values():
         weight.grad = torch.randn_like(weight)
     optimizer.step()

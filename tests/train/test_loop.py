@@ -14,6 +14,7 @@ import torch
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from shared.errors import UserError
 from train.audit import audit
@@ -66,11 +67,11 @@ def _eager() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("states", ["float32", "int8"])
+@pytest.mark.parametrize(("states", "masters"), [("float32", "float32"), ("float32", "bfloat16"), ("int8", "bfloat16")])
 @pytest.mark.usefixtures("_eager")
-def test_interrupted_equals_uninterrupted(train: Train, states: str):
+def test_interrupted_equals_uninterrupted(train: Train, states: str, masters: str):
     optimizer = OptimizerSettings(learning_rate=1e-3, warmup=2, states=states, weight_decay=0.1)  # type: ignore[arg-type]
-    train = partial(train, optimizer=optimizer)
+    train = partial(train, optimizer=optimizer, masters=masters)
     whole = train("whole")
     train("cut", steps=2)
     shutil.rmtree(whole.parent / "cut" / "samples")
@@ -84,6 +85,8 @@ def test_interrupted_equals_uninterrupted(train: Train, states: str):
     for file in ("transformer", "transformer_ema"):
         name = f"checkpoints/00000006/{file}/diffusion_pytorch_model.safetensors"
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
+        stored = {tensor.dtype for tensor in load_file(whole / name).values()}
+        assert stored == {torch.float32 if file == "transformer_ema" else getattr(torch, masters)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -82,6 +82,17 @@ def test_frozen_parts_are_in_the_checkpoint_as_they_were(train: Train, tiny_mode
         assert torch.equal(averaged[name], raw[name]) == frozen, name
 
 
+def test_parts_learn_at_rates_of_their_own(train: Train, tiny_model: Path) -> None:
+    optimizer = OptimizerSettings(learning_rate=1e-2, rates={"text": 0.1})
+    run = train("run", optimizer=optimizer, steps=1)
+    before = to_diffusers(load_transformer(tiny_model / "transformer").float().state_dict())
+    after = load_state(run / "checkpoints/00000001/transformer")
+    for name, tensor in before.items():
+        is_text = name.startswith(("context_refiner", "time_caption_embed.caption"))
+        # The first step of AdamW is as long as the rate, of every number that has a gradient.
+        assert (after[name] - tensor).abs().max().item() == pytest.approx(1e-3 if is_text else 1e-2, rel=0.01), name
+
+
 def test_a_run_starts_from_other_weights(build: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
     model = load_transformer(tiny_model / "transformer")
     other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
@@ -109,6 +120,7 @@ def test_adapters_start_from_a_file(train: Train, build: Callable[..., Any]) -> 
         {"init": "random", "weights": "somewhere"},
         {"lora": LORA, "freeze": ("text",)},
         {"lora": LORA, "precision": "float8"},
+        {"lora": LORA, "masters": "bfloat16"},
     ],
 )
 def test_settings_that_exclude_one_another_are_refused(build: Callable[..., Any], changes: dict[str, object]) -> None:

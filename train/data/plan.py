@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from train.data.random import permutation, stream_key, uniform
 
 # The streams of random numbers of a run, each with a purpose of its own.
-ORDER, NOISE, TIME, CAPTION, REPEAT, AREA, POOLED_TIME, POOLED_NOISE, VALIDATION, ADAPTER = range(10)
+ORDER, NOISE, TIME, CAPTION, REPEAT, AREA, POOLED_TIME, POOLED_NOISE, VALIDATION, ADAPTER, ROUNDING = range(11)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,9 @@ import torch
 
 from shared.errors import UserError
 from tests.train.model.support import MIXED, batch_of, random_model
-from train.model.freeze import PARTS, freeze
+from train.model.freeze import freeze
 from train.model.packing import layout_of
+from train.model.parts import PARTS
 from train.optimizer import adamw
 from train.precision import MasterWeights
 from train.ranks import Ranks
@@ -28,7 +29,7 @@ def test_a_frozen_part_keeps_its_bits_and_the_rest_learns(part: str, dtype: torc
     freeze(model, [part])
     masters = MasterWeights(model, dtype, Ranks())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = adamw(masters.weights.values(), OptimizerSettings(learning_rate=1e-2, weight_decay=0.1))
+    optimizer = adamw(masters.weights, OptimizerSettings(learning_rate=1e-2, weight_decay=0.1))
     batch = batch_of(MIXED[:2])
     model(batch, layout_of(batch)).float().square().mean().backward()
     masters.collect()

@@ -111,7 +111,7 @@ def test_training_changes_the_adapters_alone(dtype: torch.dtype, recompute: Reco
     assert all(weight.dtype == torch.float32 for weight in masters.weights.values())
     assert model.dtype == dtype
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = adamw(masters.weights.values(), OptimizerSettings(learning_rate=1e-2))
+    optimizer = adamw(masters.weights, OptimizerSettings(learning_rate=1e-2))
     batch = batch_of(MIXED[:2])
     for _ in range(3):
         model(batch, layout_of(batch)).float().square().mean().backward()
