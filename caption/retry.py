@@ -10,7 +10,7 @@ BACKOFF, LONGEST_WAIT = 1.0, 60.0
 
 def backoff(times: int) -> float:
     """Seconds to wait after something went wrong for the first time, the second time and so on."""
-    return min(LONGEST_WAIT, BACKOFF * 2 ** min(times - 1, 30)) * random.uniform(0.5, 1.5)
+    return min(LONGEST_WAIT, BACKOFF * 2.0 ** min(times - 1, 30)) * random.uniform(0.5, 1.5)
 
 
 def retry_after(value: str | None) -> float | None:

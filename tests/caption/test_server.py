@@ -99,10 +99,11 @@ def test_retry_after_is_waited_for_by_all(server, date):
 
 
 @pytest.mark.parametrize(
-    "busy", [(429, {}, ""), (429, {"Retry-After": "0"}, ""), (429, {"Retry-After": "0.01"}, "")]
-    + [(503, {"Retry-After": "0.01"}, "")]
-)  # fmt: skip
-def test_a_busy_server_uses_up_no_retry(server, busy):
+    ("status", "headers"),
+    [(429, {}), (429, {"Retry-After": "0"}), (429, {"Retry-After": "0.01"}), (503, {"Retry-After": "0.01"})],
+)
+def test_a_busy_server_uses_up_no_retry(server, status, headers):
+    busy = (status, headers, "")
     turns = [busy] * 5 + ["drop", busy, "drop", busy, "A frog sits there."]
     server.say = lambda request: turns[request.number]
     assert ask(server, retries=2).text == "A frog sits there."
@@ -201,7 +202,9 @@ def test_addresses_that_are_none(url):
 
 
 def test_the_address_does_not_name_the_table():
-    one = ServerSettings(model="m", url="http://a/v1/", concurrency=1, timeout=1, retries=1, patience=1, api_key_env="A")
+    one = ServerSettings(
+        model="m", url="http://a/v1/", concurrency=1, timeout=1, retries=1, patience=1, api_key_env="A"
+    )
     assert one.url == "http://a/v1"
     assert one.what() == ServerSettings(model="m").what()
     assert one.what() != ServerSettings(model="other").what()
