@@ -3,8 +3,9 @@
 Texts of several styles per picture, each checked (see `check`), and asked for again where it fails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Self
 
 import pyarrow as pa
@@ -12,16 +13,19 @@ import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, PositiveInt, StringConstraints, model_validator
 
 from caption.check import Names
-from caption.drafts import Described, Frame, Order, Preparer
+from caption.drafts import UNANSWERED, Frame, Order, Preparer, Row
 from caption.local import LocalSettings
 from caption.prompts import STYLES, check_template
 from caption.server import ServerSettings
 from shared.corpus import Corpus
+from shared.database import open_database
+from shared.errors import UserError
 from shared.files import atomic_file
 from shared.fingerprint import fingerprint
 from shared.images import MAX_PIXELS
+from shared.progress import console
 from shared.settings import Settings
-from shared.stages import PICTURES, Job, Stage
+from shared.stages import PICTURES, Job, Stage, sql
 from shared.worklist import Shard, WorkList, finish
 
 DESCRIBE = pa.schema(
@@ -76,15 +80,41 @@ class DescribeSettings(Settings):
 
 
 def run(job: Job[DescribeSettings]) -> str:
-    """Describe what is new; returns a digest of the pictures and of the size of what was said."""
+    """Describe what is new, and what had no answer; returns a digest of the pictures and of what was said."""
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
     with job.connect() as connection:
         digest = work.follow(connection, items(job.tables))
     shards = work.shards()
     work.allow_empty(DESCRIBE)
-    if not all(shard.part.exists() for shard in shards):
-        _describe(job, shards)
-    return fingerprint([digest, [shard.part.stat().st_size for shard in shards]])
+    missing, again = not all(shard.part.exists() for shard in shards), _unanswered(job.folder)
+    if missing:
+        _describe(job, shards, again)
+    elif again:
+        _try(job, shards, again)
+    if missing or again:
+        again = _unanswered(job.folder)
+    left = sum(again.values())
+    if left:
+        console.print(f"  {left:,} pictures had no answer (error = {' or '.join(UNANSWERED)}); the next run asks again")
+    return fingerprint([digest, [shard.part.stat().st_size for shard in shards], left])
+
+
+def _unanswered(folder: Path) -> dict[Path, int]:
+    """How many pictures had no answer, by the part in which they are."""
+    if not any(folder.glob("part-*.parquet")):
+        return {}
+    parts = f"read_parquet('{sql(folder)}/part-*.parquet', filename = true)"
+    with open_database(folder) as connection:
+        rows = connection.execute(f"SELECT filename, count(*) FROM {parts} WHERE error IN {UNANSWERED} GROUP BY ALL")
+        return {Path(name): count for name, count in rows.fetchall()}
+
+
+def _try(job: Job[DescribeSettings], shards: Sequence[Shard], again: Container[Path]) -> None:
+    """Ask again where that is all there is to do: later stages can do without, should the server be gone."""
+    try:
+        _describe(job, shards, again)
+    except UserError as error:
+        console.print(f"  asked again without success: {error}", soft_wrap=True, markup=False)
 
 
 def items(tables: Mapping[str, object]) -> str:
@@ -124,7 +154,7 @@ def _all_characters(job: Job[DescribeSettings]) -> Names:
         return Names(name for (name,) in rows.fetchall())
 
 
-def _describe(job: Job[DescribeSettings], shards: Sequence[Shard]) -> None:
+def _describe(job: Job[DescribeSettings], shards: Sequence[Shard], again: Container[Path]) -> None:
     settings = job.settings
     order = Order(settings.styles, settings.attempts, _all_characters(job))
     frame = Frame(Corpus(job.source), settings.side, settings.max_pixels)
@@ -138,13 +168,13 @@ def _describe(job: Job[DescribeSettings], shards: Sequence[Shard]) -> None:
 
             assert settings.local
             work = partial(local.describe, settings=settings.local, order=order, preparer=preparer, write=write)
-        finish(shards, work, "describe", "pictures")
+        finish(shards, work, "describe", "pictures", again={shard for shard in shards if shard.part in again})
 
 
-def write(shard: Shard, rows: Sequence[Described]) -> None:
+def write(shard: Shard, rows: Sequence[Row]) -> None:
     """Write the part of one shard."""
     with atomic_file(shard.part) as temporary:
-        pq.write_table(pa.Table.from_pylist([row.row() for row in rows], DESCRIBE), temporary, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, DESCRIBE), temporary, compression="zstd")
 
 
 STAGE = Stage(settings=DescribeSettings, version=1, run=run, incremental=True)

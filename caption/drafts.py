@@ -25,6 +25,12 @@ QUALITY = 92
 KEPT = 2000
 """Characters of a refused text that go to the table."""
 
+Row = dict[str, Any]
+"""Of the table `describe`."""
+
+UNANSWERED = ("server", "garbage")
+"""Errors of a row that another day may not have: the server gave no answer, or none that held a text."""
+
 
 class Answer(NamedTuple):
     """What a model said."""
@@ -148,7 +154,7 @@ class Described:
     error: Problem | None = None
     """Why nothing could be said."""
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """As the table has it."""
         good = [draft for draft in self.drafts if draft.text is not None]
         bad = [(draft, draft.problem) for draft in self.drafts if draft.text is None and draft.problem]

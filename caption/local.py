@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from caption.check import Problem
-from caption.drafts import Answer, Described, Draft, Order, Preparer
+from caption.drafts import Answer, Described, Draft, Order, Preparer, Row
 from shared.engine import decoders_named
 from shared.errors import UserError
 from shared.progress import console
@@ -156,12 +156,12 @@ def describe(
     settings: LocalSettings,
     order: Order,
     preparer: Preparer,
-    write: Callable[[Shard, Sequence[Described]], None],
+    write: Callable[[Shard, Sequence[Row]], None],
 ) -> Iterator[Shard]:
     """Describe the pictures of shards; yields each shard that is written."""
     model = Model(settings)
     for shard, prepared in _ahead(shards, preparer):
-        write(shard, _described(prepared, model, order, settings.batch))
+        write(shard, [one.row() for one in _described(prepared, model, order, settings.batch)])
         yield shard
 
 

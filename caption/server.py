@@ -4,9 +4,7 @@ What goes wrong for a while is tried again; what is wrong for good is about one 
 """
 
 import asyncio
-import email.utils
 import os
-import random
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -16,19 +14,17 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from caption.check import Problem
 from caption.drafts import Answer
+from caption.retry import Patience, backoff, retry_after
 from shared.errors import UserError
+from shared.progress import console
 from shared.settings import Settings
 
-BACKOFF, LONGEST_WAIT = 1.0, 60.0
-"""Seconds before a request is sent again: at first, doubled each time, and at most (times 0.5 to 1.5, by chance)."""
-LONGEST_RETRY_AFTER = 3600.0
-"""Seconds that a server may ask us to wait."""
 CONNECT = 30.0
 """Seconds to wait for a connection."""
 PER_PICTURE = {400, 413, 415, 422, 451}
 """The server does not want this picture, or this question about it."""
-WAIT = {408, 409, 425, 429}
-"""The server asks for patience, as it does with 500 and above."""
+WAIT = {408, 409, 425, 429, *range(500, 600)}
+"""There may be an answer later. With 429, and with a time to wait, the server is busy; else something went wrong."""
 
 
 def _url(url: str) -> str:
@@ -45,7 +41,7 @@ class ServerSettings(Settings):
     """A server, and how it is asked. Of these only `model`, `max_tokens` and `temperature` name the table: with another
     address or more requests at once, a run goes on where it was."""
 
-    HOW = frozenset({"url", "concurrency", "timeout", "retries", "api_key_env"})
+    HOW = frozenset({"url", "concurrency", "timeout", "retries", "patience", "api_key_env"})
 
     model: str = Field(min_length=1)
     """As the server calls it."""
@@ -57,6 +53,8 @@ class ServerSettings(Settings):
     """Seconds that an answer may take."""
     retries: NonNegativeInt = 6
     """How often a request is sent again where there was no answer."""
+    patience: NonNegativeFloat = 3600.0
+    """Seconds that a request waits in all for a server that says that it has too much to do. This uses up no retry."""
     max_tokens: PositiveInt = 512
     """Tokens that an answer may have."""
     temperature: NonNegativeFloat = 0.6
@@ -78,11 +76,19 @@ class Silent(Exception):  # noqa: N818 - a state of the server
 
 
 class _Again(Exception):  # noqa: N818 - what to do
-    """There was no answer, but there may be one later: after `seconds`, if the server said so."""
+    """There was no answer, but there may be one later."""
 
-    def __init__(self, problem: Problem, seconds: float | None = None, refused: bool = False) -> None:
+    def __init__(self, problem: Problem, refused: bool = False) -> None:
         super().__init__(problem.detail)
-        self.problem, self.seconds, self.refused = problem, seconds, refused
+        self.problem, self.refused = problem, refused
+
+
+class _Busy(_Again):
+    """The server has too much to do: there may be an answer after `seconds`, if it said so."""
+
+    def __init__(self, problem: Problem, seconds: float | None) -> None:
+        super().__init__(problem)
+        self.seconds = seconds
 
 
 class Client:
@@ -93,7 +99,7 @@ class Client:
         self.settings = settings
         self._address = f"{settings.url}/chat/completions"
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._not_before = 0.0
+        self._not_before, self._told = 0.0, False
         self._connections = httpx.AsyncClient(
             headers=_headers(settings.api_key_env),
             timeout=httpx.Timeout(settings.timeout, connect=min(CONNECT, settings.timeout), pool=None),
@@ -106,22 +112,37 @@ class Client:
         Raises Garbage, Silent where there is no answer to this request, UserError where there is none to any.
         """
         body = self._body(prompt, jpeg, seed)
-        for attempt in range(self.settings.retries + 1):
+        failed, patience = 0, Patience(self.settings.patience)
+        while True:
             try:
                 return await self._once(body)
+            except _Busy as error:
+                if not patience.lasts(error.seconds):
+                    detail = f"{error.problem.detail} (it was busy for longer than describe.server.patience)"
+                    raise Silent(Problem("server", detail)) from None
+                self._tell(error)
+                await self._wait(error.seconds, patience.times)
             except _Again as error:
-                last = error
-            if attempt < self.settings.retries:
-                await self._wait(attempt, last)
-        if last.refused:
-            raise UserError(f"{self._address}: {last.problem.detail}; {RESUME}")
-        raise Silent(last.problem)
+                failed += 1
+                if failed > self.settings.retries:
+                    raise self._given_up(error) from None
+                await self._wait(None, failed)
 
-    async def _wait(self, attempt: int, error: _Again) -> None:
-        if error.seconds is not None:  # It is the server that is busy, whichever request it told so.
-            self._not_before = max(self._not_before, time.monotonic() + error.seconds)
+    def _tell(self, error: _Busy) -> None:
+        if not self._told:
+            console.print(f"the server is busy and is waited for: {error.problem.detail}", soft_wrap=True, markup=False)
+        self._told = True
+
+    def _given_up(self, last: _Again) -> Exception:
+        if last.refused:
+            return UserError(f"{self._address}: {last.problem.detail}; {RESUME}")
+        return Silent(last.problem)
+
+    async def _wait(self, seconds: float | None, times: int) -> None:
+        if seconds is not None:  # It is the server that is busy, whichever request it told so.
+            self._not_before = max(self._not_before, time.monotonic() + seconds)
         else:
-            await asyncio.sleep(min(LONGEST_WAIT, BACKOFF * 2**attempt) * random.uniform(0.5, 1.5))
+            await asyncio.sleep(backoff(times))
 
     async def _once(self, body: Mapping[str, Any]) -> Answer:
         async with self._slots:
@@ -144,8 +165,11 @@ class Client:
         if status == 200:
             return _read(response)
         problem = Problem("server", f"HTTP {status}: {_excerpt(response)}")
-        if status in WAIT or status >= 500:
-            raise _Again(problem, _retry_after(response.headers.get("Retry-After")))
+        seconds = retry_after(response.headers.get("Retry-After"))
+        if status == 429 or (status in WAIT and seconds is not None):
+            raise _Busy(problem, seconds)
+        if status in WAIT:
+            raise _Again(problem)
         if status in PER_PICTURE:
             raise Silent(Problem("refused", problem.detail))
         hint = _HINTS.get(status, "is this the address of an OpenAI-compatible API, and the name of its model?")
@@ -198,17 +222,3 @@ def _read(response: httpx.Response) -> Answer:
 
 def _excerpt(response: httpx.Response) -> str:
     return " ".join(response.text.split())[:200]
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds; the header may hold them, or a date."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else None

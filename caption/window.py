@@ -10,8 +10,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from caption.check import Problem
-from caption.drafts import Described, Draft, Order, Preparer
+from caption.drafts import UNANSWERED, Described, Draft, Order, Preparer, Row
 from caption.server import RESUME, Client, Garbage, ServerSettings, Silent
 from shared.engine import decoders_named
 from shared.errors import UserError
@@ -20,13 +22,15 @@ from shared.worklist import Shard
 GONE = 20
 """So many pictures in a row without an answer are the fault of the server."""
 
-Write = Callable[[Shard, Sequence[Described]], None]
+Write = Callable[[Shard, Sequence[Row]], None]
 
 
 def describe(
     shards: Sequence[Shard], settings: ServerSettings, order: Order, preparer: Preparer, write: Write
 ) -> Iterator[Shard]:
     """Describe the pictures of shards; yields each shard that is written, in the order in which they are finished.
+
+    Of a shard that was written before, only what had no answer is asked for.
 
     Raises UserError where the server refuses everything, or is gone.
     """
@@ -52,24 +56,33 @@ class _Open:
     """A shard whose pictures are under way."""
 
     shard: Shard
-    rows: list[Described | None]
+    rows: list[Row | None]
     left: int
 
-    def described(self) -> list[Described]:
+    def described(self) -> list[Row]:
         """The rows, once there are all."""
         return [row for row in self.rows if row is not None]
 
     def silent(self) -> bool:
         """Whether the server did not answer for one of them."""
-        return any(wrong and wrong.reason in ("server", "garbage") for wrong in map(_missing, self.described()))
+        return any(row["error"] in UNANSWERED for row in self.described())
 
 
 def _opened(shards: Sequence[Shard]) -> Iterator[tuple[_Open, int, dict[str, Any]]]:
-    """Every picture with its shard and its row."""
+    """Every picture that has no answer yet, with its shard and its row."""
     for shard in shards:
-        opened = _Open(shard, [None] * shard.rows, shard.rows)
-        for row, item in enumerate(shard.items().to_pylist()):
-            yield opened, row, item
+        items, known = shard.items().to_pylist(), _answered(shard)
+        rows = [known.get(item["image_id"]) for item in items]
+        opened = _Open(shard, rows, rows.count(None))
+        for row, item in enumerate(items):
+            if rows[row] is None:
+                yield opened, row, item
+
+
+def _answered(shard: Shard) -> dict[str, Row]:
+    """What an earlier run has written, by image id, but for what had no answer."""
+    rows = pq.read_table(shard.part).to_pylist() if shard.part.exists() else []
+    return {row["image_id"]: row for row in rows if row["error"] not in UNANSWERED}
 
 
 class _Window:
@@ -126,9 +139,10 @@ class _Window:
         with decoders_named():
             jpeg = await asyncio.wrap_future(self._preparer.submit(item))
         if isinstance(jpeg, Problem):
-            opened.rows[row] = Described(item["image_id"], error=jpeg)
+            found = Described(item["image_id"], error=jpeg)
         else:
-            opened.rows[row] = await self._described(client, item, base64.b64encode(jpeg).decode())
+            found = await self._described(client, item, base64.b64encode(jpeg).decode())
+        opened.rows[row] = found.row()
         return opened
 
     async def _described(self, client: Client, item: Mapping[str, Any], jpeg: str) -> Described:
@@ -140,10 +154,10 @@ class _Window:
                 error = end.problem
             elif end is not None:
                 raise end
-        row = Described(item["image_id"], drafts, error)
-        if wrong := _missing(row):
-            self._health.bad(wrong)
-        return row
+        error = error or _garbage(drafts)
+        if error:
+            self._health.bad(error)
+        return Described(item["image_id"], drafts, error)
 
     async def _draft(self, client: Client, draft: Draft, jpeg: str) -> None:
         while not draft.done:
@@ -156,12 +170,11 @@ class _Window:
                 draft.take(answer)
 
 
-def _missing(row: Described) -> Problem | None:
-    """Why there was no answer, or none that held a text."""
-    problems = [draft.problem for draft in row.drafts]
-    if row.error or not problems:
-        return row.error
-    return problems[0] if all(wrong and wrong.reason == "garbage" for wrong in problems) else None
+def _garbage(drafts: Sequence[Draft]) -> Problem | None:
+    """What was wrong, where no answer held a text."""
+    if any(draft.text is not None or draft.problem is None or draft.problem.reason != "garbage" for draft in drafts):
+        return None
+    return drafts[0].problem
 
 
 @dataclass

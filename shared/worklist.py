@@ -15,7 +15,7 @@ Items that have left the corpus keep their results; `live.parquet`, the keys of 
 
 import filecmp
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -192,12 +192,13 @@ def finish(
     unit: str,
     scale: int = 1,
     note: Callable[[], str] = str,
+    again: Container[Shard] = (),
 ) -> None:
     """As `process`, for `work` that takes many shards at once, and yields each when its part is written.
 
-    `note` gives a short text for the line of progress.
+    `note` gives a short text for the line of progress; `again` are shards that have a part, and get a better one.
     """
-    pending = [shard for shard in shards if not shard.part.exists()]
+    pending = [shard for shard in shards if shard in again or not shard.part.exists()]
     if not pending:
         return
     total = sum(shard.weight for shard in shards)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from caption import server as client
+from caption import retry
 from caption.describe import DescribeSettings
 from shared.engine import LocalEngine
 from shared.stages import DECISIONS, TAG, Job
@@ -202,7 +202,7 @@ def corpus(tmp_path: Path) -> Corpus:
 @pytest.fixture
 def settings(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DescribeSettings]:
     """Settings for the server, which is asked again at once."""
-    monkeypatch.setattr(client, "BACKOFF", 0.01)
+    monkeypatch.setattr(retry, "BACKOFF", 0.01)
 
     def create(server_settings: dict[str, Any] | None = None, **others: Any) -> DescribeSettings:
         about = {"model": "m", "url": server.url, "concurrency": 4, "timeout": 5, "retries": 2} | (

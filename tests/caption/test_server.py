@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from caption import server as module
+from caption import retry
 from caption.drafts import Answer
+from caption.retry import Patience
 from caption.server import Client, Garbage, ServerSettings, Silent
 from shared.errors import UserError
 
@@ -29,7 +30,7 @@ PICTURE = jpeg()
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "BACKOFF", 0.01)
+    monkeypatch.setattr(retry, "BACKOFF", 0.01)
 
 
 def ask(server, times=1, **settings):
@@ -97,6 +98,47 @@ def test_retry_after_is_waited_for_by_all(server, date):
     assert [request.time < until for request in server.requests] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [(429, {}), (429, {"Retry-After": "0"}), (429, {"Retry-After": "0.01"}), (503, {"Retry-After": "0.01"})],
+)
+def test_a_busy_server_uses_up_no_retry(server, status, headers):
+    busy = (status, headers, "")
+    turns = [busy] * 5 + ["drop", busy, "drop", busy, "A frog sits there."]
+    server.say = lambda request: turns[request.number]
+    assert ask(server, retries=2).text == "A frog sits there."
+    assert len(server.requests) == len(turns)
+
+
+def test_patience_with_a_busy_server_ends(server, capsys):
+    server.say = lambda _: (429, {"Retry-After": "0.05"}, "slow down")
+    with pytest.raises(Silent, match=r"HTTP 429: slow down \(it was busy for longer than describe.server.patience\)"):
+        ask(server, patience=0.3, retries=0)
+    assert len(server.requests) >= 2
+    assert capsys.readouterr().out.count("is busy") == 1
+
+
+def test_patience_is_counted_from_the_first_time_on(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now)
+    patience = Patience(60)
+    now += 1000
+    assert patience.lasts(60)
+    now += 40
+    assert patience.lasts(20)
+    assert not patience.lasts(21)
+    now += 21
+    assert not patience.lasts(None)
+
+
+@pytest.mark.parametrize("when", ["3601", "inf", email.utils.formatdate(time.time() + 1e6, usegmt=True)])
+def test_what_would_last_longer_is_not_waited_for(server, when):
+    server.say = lambda _: (429, {"Retry-After": when}, "come back tomorrow")
+    with pytest.raises(Silent, match="come back tomorrow"):
+        ask(server)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 302])
 def test_what_is_wrong_for_all_ends_the_run(server, status):
     server.say = lambda _: (status, {}, "no")
@@ -160,7 +202,9 @@ def test_addresses_that_are_none(url):
 
 
 def test_the_address_does_not_name_the_table():
-    one = ServerSettings(model="m", url="http://a/v1/", concurrency=1, timeout=1, retries=1, api_key_env="A")
+    one = ServerSettings(
+        model="m", url="http://a/v1/", concurrency=1, timeout=1, retries=1, patience=1, api_key_env="A"
+    )
     assert one.url == "http://a/v1"
     assert one.what() == ServerSettings(model="m").what()
     assert one.what() != ServerSettings(model="other").what()

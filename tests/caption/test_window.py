@@ -69,6 +69,54 @@ def test_pictures_that_fail_now_and_then_do_not_end_the_run(corpus, server, sett
     assert [not row["descriptions"] for _, row in sorted(corpus.rows().items())] == [n in bad for n in range(16)]
 
 
+def test_what_had_no_answer_is_asked_again_by_the_next_run_and_nothing_else(corpus, server, settings, capsys):
+    troubles = {5: "drop", 9: (200, {}, "<html>")}
+    corpus.add(12)
+    (corpus.source / "broken.png").write_bytes(b"no picture")
+    corpus.write()
+    server.say = lambda request: troubles.get(request.colour, "A frog sits on a leaf.")
+    job = corpus.job(settings({"retries": 0}))
+    digest = STAGE.run(job)
+    before = corpus.rows()
+    assert {name: row["error"] for name, row in before.items() if row["error"]} == {
+        "05.png": "server", "09.png": "garbage", "broken.png": "not_an_image",
+    }  # fmt: skip
+    assert "2 pictures had no answer" in capsys.readouterr().out
+
+    server.requests.clear()
+    server.say = lambda request: "drop" if request.colour == 9 else "A newt sits on a leaf."
+    again = STAGE.run(job)
+    assert {request.colour for request in server.requests} == {5, 9}
+    after = corpus.rows()
+    assert [text["text"] for text in after["05.png"]["descriptions"]] == ["A newt sits on a leaf."] * 2
+    assert {name for name in after if after[name] != before[name]} == {"05.png", "09.png"}
+    assert after["09.png"]["error"] == "server"
+    assert "1 pictures had no answer" in capsys.readouterr().out
+    assert again != digest, "later stages see it"
+
+    server.say = lambda _: "A newt sits on a leaf."
+    STAGE.run(job)
+    server.requests.clear()
+    STAGE.run(job)
+    assert not server.requests
+    assert not capsys.readouterr().out
+
+
+def test_a_server_that_is_gone_by_then_does_not_stop_later_stages(corpus, server, settings, capsys):
+    corpus.add(4)
+    server.say = lambda request: "drop" if request.colour == 2 else "A frog sits on a leaf."
+    job = corpus.job(settings({"retries": 0}))
+    digest, before = STAGE.run(job), corpus.rows()
+    server.socket.close()
+    assert STAGE.run(job) == digest
+    assert corpus.rows() == before
+    assert "asked again without success: " in capsys.readouterr().out
+    corpus.add(1, start=4)
+    with pytest.raises(UserError, match="no connection"):
+        STAGE.run(corpus.job(settings({"retries": 0})))
+    assert corpus.rows() == before
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_the_run_stops_keeps_what_is_finished_and_goes_on(corpus, server, settings, gone):
     corpus.add(16)
