@@ -31,9 +31,8 @@ def quantised(tensor: Tensor) -> Tensor:
     """The bytes (uint8) of a tensor whose numbers are finite."""
     numbers = tensor.float().flatten()
     blocks = pad(numbers, (0, -len(numbers) % BLOCK)).view(-1, BLOCK)
-    lowest, highest = torch.aminmax(blocks, dim=1, keepdim=True) if len(blocks) else (blocks, blocks)
     # Rounded to bfloat16, a scale may be too small by 2^-8: the largest number is then at most 127.5 of it.
-    scales = (torch.maximum(-lowest, highest) / 127).clamp_min(TINY).bfloat16()
+    scales = (blocks.abs().amax(1, keepdim=True) / 127).clamp_min(TINY).bfloat16()
     values = (blocks / scales.float()).round_().clamp_(-127, 127).to(torch.int8).flatten()[: len(numbers)]
     return torch.cat([scales.view(torch.uint8).flatten(), values.view(torch.uint8)])
 

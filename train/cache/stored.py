@@ -55,9 +55,9 @@ def columns(name: str, tensor: Tensor, dtype: Dtype) -> dict[str, Any]:
 
 def _error(tensor: Tensor, data: Tensor) -> float:
     """Of a tensor in int8. Rounded, for the order of a sum is not the same with any number of threads."""
-    given = tensor.double()
-    back = int8.restored(data, tensor.shape).double()
-    return round(float((back - given).norm() / given.norm().clamp_min(int8.TINY)), 5)
+    given = tensor.float()
+    error = int8.restored(data, tensor.shape).float().sub_(given)
+    return round(float(error.norm() / given.norm().clamp_min(int8.TINY)), 5)
 
 
 def record_batch(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
