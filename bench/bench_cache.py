@@ -1,7 +1,11 @@
 """`cache-latents` with the shapes of FLUX's autoencoder and of Gemma 2 2B, against diffusers and transformers alone.
 
-    python bench/bench_cache.py [--pictures 2560] [--captions 12288] [--only latents text variants]
-    python bench/bench_cache.py --small     # On a CPU: does it run?
+    python bench/bench_cache.py [--only latents text variants] [--pictures 2560] [--captions 12288] [--dtype int8]
+    python bench/bench_cache.py --small     # On a CPU, in some minutes: does it run?
+
+Needs 10 GB in the temporary folder (4 of pictures, 6 of weights). On an H100 each part takes minutes, most of them for
+compiling what is compared with: run one at a time where time is short. Every number is printed as soon as it is known,
+and the table of all at the end, or of those that are known where a part fails.
 
 Random weights. Pictures: drawings of 1.5 megapixels in many shapes, half of them JPEG and half PNG, every file another.
 Captions: 20 to 256 tokens, 100 on average, prefix included. Ours goes from files to verified shards; printed is the
@@ -24,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -45,14 +49,15 @@ from train.cache.autoencoder import ImageEncoder
 from train.cache.compute import compute_dtype, default_device
 from train.cache.feeder import Feeder, Feeding
 from train.cache.resolution import fit
-from train.cache.settings import CacheSettings
+from train.cache.settings import CacheSettings, Dtype
 from train.cache.text_encoder import TextEncoder
 
 PIXELS = 1.5e6
-SD_SCRIPTS = 3.4e6
-"""Bytes that sd-scripts stores of a 1024 px picture with one caption."""
+SD_SCRIPTS = 4 * (16 * 128 * 128 + 256 * 2304) / 1e6
+"""MB that sd-scripts stores of a 1024 px picture with one caption: float32, text padded to 256 tokens."""
 DEVICE = default_device()
 DTYPE = compute_dtype(DEVICE)
+NUMBERS = str(DTYPE).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,16 @@ class Sizes:
     captions: int
     shards: int
     """Of each kind."""
+
+
+TABLE: list[tuple[str, ...]] = []
+"""What is measured, of what is compared with, ours, at least, goal."""
+
+
+def row(*cells: str) -> None:
+    """Add a row to the table, and print it at once."""
+    TABLE.append(cells)
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 GEMMA = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "head_dim": 256, "vocab_size": 256000}
@@ -95,7 +110,10 @@ def corpus(folder: Path, sizes: Sizes) -> pa.Table:
         name = f"{number:08}.{'png' if number % len(files) % 2 else 'jpg'}"
         (folder / name).write_bytes(data)
         rows.append({"image_id": hashlib.sha256(data).hexdigest(), "locations": [name]})
-    print(f"{sizes.pictures:,} files, half JPEG, half PNG, {np.mean([len(data) for data in files]) / 1e6:.2f} MB each")
+    print(
+        f"{sizes.pictures:,} files, half JPEG, half PNG, {np.mean([len(data) for data in files]) / 1e6:.2f} MB each",
+        flush=True,
+    )
     return pa.Table.from_pylist(rows)
 
 
@@ -139,9 +157,9 @@ def written(
 
 
 def waits(worker: Worker) -> str:
-    """Of a GPU."""
+    """The share of the time in which a GPU waits."""
     waited = worker.waited()
-    return "no GPU" if waited is None else f"the GPU waits {waited:.1%} of the time"
+    return "no GPU" if waited is None else f"{waited:.1%}"
 
 
 def per_second(function: Callable[[], object], items: int, seconds: float = 3.0) -> float:
@@ -170,14 +188,14 @@ def clean() -> None:
         torch.cuda.empty_cache()
 
 
-def latents_part(folder: Path, sizes: Sizes, batch: int) -> None:
+def latents_part(folder: Path, sizes: Sizes, batch: int, dtype: Dtype) -> None:
     """Pictures, ours and diffusers'."""
     (source := folder / "pictures").mkdir()
     items = corpus(source, sizes)
     vae = autoencoder(sizes)
     vae.save_pretrained(folder / "model" / "vae")
     encoder = ImageEncoder(folder / "model", DEVICE)
-    about = latents.describe(encoder, CacheSettings(areas=(sizes.area,)))
+    about = latents.describe(encoder, CacheSettings(areas=(sizes.area,), latent_dtype=dtype))
     one = {key: value for key, value in about.items() if key != "areas"} | {"area": sizes.area}
     (out := folder / "latents").mkdir()
     pictures = WorkList(out, ("image_id",), -(-sizes.pictures // sizes.shards))
@@ -190,8 +208,10 @@ def latents_part(folder: Path, sizes: Sizes, batch: int) -> None:
         for shard in pictures.shards()
         for shape in pq.read_table(shard.part, columns=["height", "width"]).to_pylist()
     }
-    print(f"ours, files to shards: {rate:.1f} pictures/s, {waits(encoder.worker)}; {len(shapes)} shapes", flush=True)
-    print(f"    processes that decode, alone: {decoding(source, items, sizes, cores):.1f} pictures/s")
+    waited = waits(encoder.worker)
+    print(f"ours, files to shards: {rate:.1f} pictures/s, {len(shapes)} shapes", flush=True)
+    row("the GPU waits, latents", "", waited, "under 10 %", "under 3 %")
+    print(f"    processes that decode, alone: {decoding(source, items, sizes, cores):.1f} pictures/s", flush=True)
     print(f"    {size / 1e6:.3f} MB a picture", flush=True)
     for rows in (8, 1):
         pixels = torch.randint(256, (rows, sizes.area, sizes.area, 3), dtype=torch.uint8, device=DEVICE)
@@ -200,12 +220,22 @@ def latents_part(folder: Path, sizes: Sizes, batch: int) -> None:
     del encoder, shards
     clean()
     eager = diffusers_alone(vae, sizes)
-    print(f"diffusers, GPU only, 8 at once: {eager:.1f} pictures/s; ours from files: {rate / eager:.2f}x", flush=True)
+    ours, what = f"{rate:.1f}/s", f"{sizes.area} px latents, files to verified shards"
+    row(
+        what,
+        f"diffusers, batch 8, {NUMBERS}, GPU only: {eager:.1f}/s",
+        f"{ours}, {rate / eager:.2f} times",
+        "50/s",
+        "70/s",
+    )
     clean()
     compiled = diffusers_alone(vae, sizes, compiled=True)
-    print(
-        f"diffusers compiled, channels_last: {compiled:.1f} pictures/s; ours from files: {rate / compiled:.2f}x",
-        flush=True,
+    row(
+        what,
+        f"the same compiled, channels_last: {compiled:.1f}/s",
+        f"{ours}, {rate / compiled:.2f} times",
+        "50/s",
+        "70/s",
     )
 
 
@@ -257,7 +287,10 @@ def variants_part(sizes: Sizes) -> None:
     exact.load_state_dict(vae.state_dict())
     with torch.inference_mode():
         right, found = exact.encode(inputs.float()).latent_dist.mean, vae.encode(inputs).latent_dist.mean.float()
-    print(f"    bfloat16, plain attention, against float32: {((found - right).norm() / right.norm()).item():.4f}")
+    print(
+        f"    bfloat16, plain attention, against float32: {((found - right).norm() / right.norm()).item():.4f}",
+        flush=True,
+    )
 
 
 def caption_table(sizes: Sizes, encoder: TextEncoder) -> pa.Table:
@@ -267,7 +300,7 @@ def caption_table(sizes: Sizes, encoder: TextEncoder) -> pa.Table:
     lengths = chance.triangular(20, 24, 256, sizes.captions).astype(int) - len(encoder.shared)
     texts = [" ".join(chance.choice(known, max(1, length))) for length in lengths]
     tokens = [len(ids) for ids in encoder.all_ids(texts)]
-    print(f"{len(texts):,} captions of {np.mean(tokens):.0f} tokens ({min(tokens)} to {max(tokens)})")
+    print(f"{len(texts):,} captions of {np.mean(tokens):.0f} tokens ({min(tokens)} to {max(tokens)})", flush=True)
     return pa.table(
         {
             "image_id": [f"{number:064x}" for number in range(len(texts))],
@@ -277,7 +310,7 @@ def caption_table(sizes: Sizes, encoder: TextEncoder) -> pa.Table:
     )
 
 
-def text_part(folder: Path, sizes: Sizes) -> None:
+def text_part(folder: Path, sizes: Sizes, dtype: Dtype) -> None:
     """Captions, ours and transformers'."""
     model = folder / "model"
     tokenizer().save_pretrained(model / "tokenizer")
@@ -298,11 +331,10 @@ def text_part(folder: Path, sizes: Sizes) -> None:
     (out := folder / "text").mkdir()
     captions = WorkList(out, ("image_id", "caption_sha"), -(-sizes.captions // sizes.shards))
     captions.extend(items)
-    shards = text.TextShards([encoder], text.describe(encoder))
+    shards = text.TextShards([encoder], text.describe(encoder, dtype))
     rate, size = written(captions.shards(), shards.write, "captions")
-    print(
-        f"ours, to shards: {rate:,.0f} captions/s, {waits(encoder.worker)}; {size / 1e6:.3f} MB a caption", flush=True
-    )
+    print(f"ours, to shards: {rate:,.0f} captions/s; {size / 1e6:.3f} MB a caption", flush=True)
+    row("the GPU waits, captions", "", waits(encoder.worker), "under 10 %", "under 3 %")
     ids = encoder.all_ids(items["text"].to_pylist())
     tokens = np.mean([len(row) for row in ids])
     for pack in (4096, 8192, 16384, 32768):
@@ -320,7 +352,13 @@ def text_part(folder: Path, sizes: Sizes) -> None:
         ("sorted, padded to the longest of 32", sorted(ids, key=len), 0),
     ):
         found = transformers_alone(whole, rows, longest)
-        print(f"transformers, {name}: {found:,.0f} captions/s; ours {rate / found:.2f}x", flush=True)
+        row(
+            f"captions of {tokens:.0f} tokens, to verified shards",
+            f"transformers, {NUMBERS}, {name}: {found:,.0f}/s",
+            f"{rate:,.0f}/s, {rate / found:.2f} times",
+            "800/s",
+            "1,200/s",
+        )
 
 
 def fits(most: int) -> Callable[[list[int]], bool]:
@@ -354,6 +392,9 @@ def transformers_alone(model: Any, ids: list[list[int]], longest: int, batch: in
     return per_second(one_pass, len(ids), seconds=0.1)
 
 
+PARTS = ("latents", "text", "variants")
+
+
 def main() -> None:
     """All parts; one that fails does not stop the next."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -361,15 +402,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--captions", type=int)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--only", nargs="+", default=["latents", "text", "variants"])
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16", help="form of the shards")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     given = {name: getattr(args, name) for name in ("pictures", "captions") if getattr(args, name)}
     sizes = Sizes(**vars(SMALL if args.small else LARGE) | given)
     place = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(f"{place}, {os.cpu_count()} cores, torch {torch.__version__}, {sizes.area} px", flush=True)
     parts: dict[str, Callable[[Path], None]] = {
-        "latents": lambda folder: latents_part(folder, sizes, args.batch),
-        "text": lambda folder: text_part(folder, sizes),
+        "latents": lambda folder: latents_part(folder, sizes, args.batch, args.dtype),
+        "text": lambda folder: text_part(folder, sizes, args.dtype),
         "variants": lambda _: variants_part(sizes),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -387,7 +429,15 @@ def main() -> None:
                 sum(part.stat().st_size for part in parts_) / rows
                 for parts_, rows in zip(kept, (sizes.pictures, sizes.captions), strict=True)
             )
-            print(f"{size / 1e6:.2f} MB a picture with one caption; sd-scripts {SD_SCRIPTS / 1e6:.1f} MB")
+            row(
+                "a picture with one caption",
+                f"sd-scripts {SD_SCRIPTS:.2f} MB",
+                f"{size / 1e6:.2f} MB",
+                "1.0 MB",
+                "0.6 MB",
+            )
+    print("\n| what | reference in the same run | ours | at least | goal |\n|---|---|---|---|---|")
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in TABLE), flush=True)
 
 
 if __name__ == "__main__":

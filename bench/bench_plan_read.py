@@ -47,6 +47,7 @@ SHARD, BATCH, DIM = 512, 32, 2304
 SHAPE = (16, 128, 128)
 ABOUT = {
     "latents": {
+        "dtype": "bfloat16",
         "areas": [1024],
         "factor": 8,
         "multiple": 16,
@@ -54,7 +55,7 @@ ABOUT = {
         "scaling_factor": 1.0,
         "shift_factor": 0.0,
     },
-    "text": {"dim": DIM, "prompt_prefix": "", "max_tokens": 256},
+    "text": {"dtype": "bfloat16", "dim": DIM, "prompt_prefix": "", "max_tokens": 256},
 }
 CAPTION = "a caption"
 CAPTION_SHA = hashlib.sha256(CAPTION.encode()).hexdigest()

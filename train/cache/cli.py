@@ -87,6 +87,8 @@ def verify(
     source: Source = None,
 ) -> None:
     """Check every byte of the finished cache and count every row; exit code 1 where something is wrong."""
+    from train.cache.error import told
+    from train.cache.manifest import read_about
     from train.cache.verify import verify as check
 
     problems = check(work)
@@ -100,7 +102,7 @@ def verify(
     if problems:
         typer.echo(f"{len(problems)} problems; delete the shards named and run `cache-latents`", err=True)
         raise typer.Exit(1)
-    typer.echo("every tensor is what was written")
+    typer.echo("\n".join(["every tensor is what was written", *told(read_about(work).get("error", {}))]))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from train.cache.latents import PATCH
 from train.cache.manifest import CacheLayout
 from train.cache.resolution import fit
 from train.cache.settings import CacheSettings
+from train.cache.stored import size as stored_size
 
 PICTURES_PER_SECOND = 50.0
 """Pictures of 1024 x 1024 px that an H100 encodes with FLUX's autoencoder, 4.88 TFLOP each. Others by their pixels."""
@@ -63,7 +64,7 @@ def estimate(
         lines = [
             line
             for area in settings.areas
-            for line in _latents(database, layout, model, folder, area, pictures_per_second)
+            for line in _latents(database, layout, model, folder, settings, area, pictures_per_second)
         ]
         return lines + list(_texts(database, layout, model, folder, settings, captions_per_second))
 
@@ -76,11 +77,17 @@ def _done(folders: Sequence[Path], keys: list[str]) -> pa.Table:
 
 
 def _latents(
-    database: duckdb.DuckDBPyConnection, layout: CacheLayout, model: str, folder: Path | None, area: int, rate: float
+    database: duckdb.DuckDBPyConnection,
+    layout: CacheLayout,
+    model: str,
+    folder: Path | None,
+    settings: CacheSettings,
+    area: int,
+    rate: float,
 ) -> Iterator[Line]:
     config: dict[str, Any] = AutoencoderKL.load_config(model, subfolder="vae")
     factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
-    done = _done([layout.latents(about) for about in latents_of(layout, area, folder)], ["image_id"])
+    done = _done([layout.latents(about) for about in latents_of(layout, settings, area, folder)], ["image_id"])
     database.register("done", done)
     sizes = database.execute(
         "SELECT width, height, count(*), count(*) FILTER (image_id IN (FROM done)) FROM curated GROUP BY ALL"
@@ -97,7 +104,9 @@ def _latents(
             size="too small" if side is None else f"up to {side} px",
             items=sum(count for _, count, _ in found),
             cached=sum(cached for *_, cached in found),
-            bytes=sum(pixels * count for pixels, count, _ in found) // factor**2 * channels * 2,
+            bytes=sum(
+                stored_size(pixels // factor**2 * channels, settings.latent_dtype) * count for pixels, count, _ in found
+            ),
             seconds=sum(pixels * (count - cached) for pixels, count, cached in found) / 1024**2 / rate,
         )
 
@@ -127,12 +136,13 @@ def _texts(
         texts = [settings.prompt_prefix + text for (text,) in sample]
         ids = tokenizer(texts, truncation=True, max_length=settings.max_tokens).input_ids
         tokens = sum(map(len, ids)) / len(ids)
+        sizes = [stored_size(max(len(row) - prefix, 0) * dim, settings.text_dtype) for row in ids]
         yield Line(
             kind=f"captions {variant}",
             size=f"{tokens:.0f} tokens",
             items=items,
             cached=cached,
-            bytes=round(items * max(tokens - prefix, 0) * dim * 2),
+            bytes=round(items * sum(sizes) / len(sizes)),
             seconds=(items - cached) * tokens / 100 / rate,
         )
 

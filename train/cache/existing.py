@@ -15,16 +15,20 @@ from train.cache.settings import CacheSettings
 About = dict[str, Any]
 
 
-def latents_of(layout: CacheLayout, area: int, model: Path | None) -> list[About]:
+def latents_of(layout: CacheLayout, settings: CacheSettings, area: int, model: Path | None) -> list[About]:
     """The kinds of latents of an area of which there are shards; of a model folder, where one is given."""
     weights = {} if model is None else {"weights": vae_hash(model)}
-    return _matching(layout.root, "latents/*/part-*.parquet", {"area": area, **weights})
+    return _matching(layout.root, "latents/*/part-*.parquet", {"area": area, "dtype": settings.latent_dtype} | weights)
 
 
 def text_of(layout: CacheLayout, settings: CacheSettings, model: Path | None) -> list[About]:
     """The kinds of embeddings of which there are shards, as `latents_of`."""
     weights = {} if model is None else {"weights": text_hash(model)}
-    wanted = {"prompt_prefix": settings.prompt_prefix, "max_tokens": settings.max_tokens}
+    wanted = {
+        "prompt_prefix": settings.prompt_prefix,
+        "max_tokens": settings.max_tokens,
+        "dtype": settings.text_dtype,
+    }
     return _matching(layout.root, "text/*/shared.parquet", wanted | weights)
 
 
@@ -35,7 +39,7 @@ def the_only(layout: CacheLayout, settings: CacheSettings, model: Path | None) -
     """
     kinds: dict[str, list[About]] = defaultdict(list)
     for area in settings.areas:
-        for about in latents_of(layout, area, model):
+        for about in latents_of(layout, settings, area, model):
             common = {key: value for key, value in about.items() if key != "area"}
             kinds[fingerprint(common)].append({**common, "areas": list(settings.areas)})
     latents = [abouts[0] for abouts in kinds.values() if len(abouts) == len(settings.areas)]

@@ -14,6 +14,7 @@ from shared.files import atomic_file
 from shared.images import Unreadable
 from train.cache.autoencoder import decode, load_autoencoder
 from train.cache.curated import open_curated
+from train.cache.error import Errors, told
 from train.cache.hub import vae_hash
 from train.cache.pictures import Prepared, prepare
 from train.cache.reader import CacheReader
@@ -33,6 +34,8 @@ class Inspected:
     latent: tuple[int, ...]
     """Channels, height, width."""
     captions: tuple[Caption, ...]
+    error: Errors
+    """What int8 has cost, in the whole cache."""
 
     @property
     def psnr(self) -> float:
@@ -71,6 +74,7 @@ def inspect(work: Path, pictures: Corpus, model: Path, which: str, area: int | N
         captions=tuple(
             Caption(name, texts.get(name, ""), reader.text_tokens(index, name)) for name in reader.variants(index)
         ),
+        error=reader.error,
     )
 
 
@@ -98,7 +102,7 @@ def write(found: Inspected, path: Path) -> None:
     with atomic_file(path) as temporary:
         sheet(
             title=found.image_id,
-            subtitle=found.location,
+            subtitle="\n".join([found.location, *told(found.error)]),
             pictures=(
                 (
                     Image.fromarray(source.pixels),

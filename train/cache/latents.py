@@ -23,10 +23,10 @@ from shared.tensors import write_shard
 from shared.vision.feeder import Item
 from shared.worklist import Shard
 from train.cache.autoencoder import ImageEncoder
-from train.cache.bfloat16 import is_finite, record_batch
 from train.cache.feeder import Feeder, Feeding
 from train.cache.pictures import RESIZE, Prepared
-from train.cache.settings import CacheSettings
+from train.cache.settings import CacheSettings, Dtype
+from train.cache.stored import columns, is_finite, layout, record_batch, schema_of
 
 FORMAT = 1
 PATCH = 2
@@ -47,7 +47,8 @@ SCHEMA = pa.schema(
         pa.field("original_size", pa.list_(pa.int32(), 2), nullable=False),
     ]
 )
-"""`latent` is bfloat16, channels x height x width; `crop` is left, top, right, bottom in source pixels."""
+"""`latent` is channels x height x width, in the form that the description says (see `stored.layout`); `crop` is left,
+top, right, bottom in source pixels."""
 
 
 def describe(encoder: ImageEncoder, settings: CacheSettings) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def describe(encoder: ImageEncoder, settings: CacheSettings) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": "latents",
-        "dtype": "bfloat16",
+        **layout(settings.latent_dtype),
         "areas": list(settings.areas),
         "multiple": encoder.factor * PATCH,
         "resize": RESIZE,
@@ -126,20 +127,27 @@ class LatentShards:
 
     def _encode(self, waiting: Iterator[Task], feeder: Feeder, encoder: ImageEncoder) -> Iterator[Shard]:
         brought = one_ahead(_brought(_batched(_decoded(waiting, feeder), self.batch), encoder))
+        dtype = self._dtype
         found = (
-            (task, {place: row for batch, latents in batches for place, row in _rows(batch, latents)})
+            (task, {place: row for batch, latents in batches for place, row in _rows(batch, latents, dtype)})
             for task, batches in groupby(_computed(brought, encoder), key=lambda computed: computed[0].task)
         )
         for shards in behind(self._finish, found):
             yield from shards
 
+    @property
+    def _dtype(self) -> Dtype:
+        dtype: Dtype = next(iter(self.descriptions.values()))["dtype"]
+        return dtype
+
     def _finish(self, found: tuple[Task, dict[Place, dict[str, Any]]]) -> list[Shard]:
         task, rows = found
+        schema = schema_of(SCHEMA, self._dtype)
         for area, shard in enumerate(task.shards):
             places = sorted(place for place in rows if place.area == area)
-            batches = (record_batch([rows.pop(place)], SCHEMA) for place in places)
+            batches = (record_batch([rows.pop(place)], schema) for place in places)
             about = self.descriptions[shard.part.parent] | {"rejects": task.rejects}
-            write_shard(shard.part, batches, SCHEMA, about)
+            write_shard(shard.part, batches, schema, about)
         return task.shards
 
 
@@ -214,7 +222,7 @@ def _taken(batch: Batch, pending: Pending | None) -> tuple[Batch, Sequence[Tenso
     return batch, [] if pending is None else list(pending.result())
 
 
-def _rows(batch: Batch, latents: Sequence[Tensor]) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _rows(batch: Batch, latents: Sequence[Tensor], dtype: Dtype) -> Iterator[tuple[Place, dict[str, Any]]]:
     for (place, picture), latent in zip(batch.pictures, latents, strict=True):
         image_id = batch.task.items[place.item]["image_id"]
         if not is_finite(latent):
@@ -224,7 +232,7 @@ def _rows(batch: Batch, latents: Sequence[Tensor]) -> Iterator[tuple[Place, dict
             place,
             {
                 "image_id": image_id,
-                "latent": latent,
+                **columns("latent", latent, dtype),
                 "channels": channels,
                 "height": height,
                 "width": width,

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from shared.errors import UserError
 from shared.files import atomic_file, atomic_folder, file_sha256
 from shared.fingerprint import differences, fingerprint
-from shared.tensors import CorruptTensor, Page, description, pages
+from shared.tensors import Page, description, pages
+from train.cache.error import errors, read_columns
 from train.cache.store import cache_store
 
 FORMAT = 4
@@ -37,6 +38,14 @@ class CacheLayout:
     def text(self, about: dict[str, Any]) -> Path:
         """Folder of the embeddings with this description: `shared.parquet` and a folder per variant."""
         return self.root / "text" / fingerprint(about)
+
+    def latent_parts(self, latents: dict[str, Any]) -> list[Path]:
+        """Shards of the latents of all areas."""
+        return [part for one in by_area(latents) for part in sorted(self.latents(one).glob("part-*.parquet"))]
+
+    def text_parts(self, text: dict[str, Any]) -> list[Path]:
+        """Shards of the embeddings of all variants."""
+        return sorted(self.text(text).glob("*/part-*.parquet"))
 
     def lists(self, latents: dict[str, Any], text: dict[str, Any]) -> list[Path]:
         """Folders with a work list and its shards: those of the areas, and those of the variants."""
@@ -90,6 +99,8 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any], curated:
         "captions": len(tables["text"]),
         "shared": _shared_places(layout, text),
     }
+    if found := errors({"latents": layout.latent_parts(latents), "text": layout.text_parts(text)}):
+        about["error"] = found
     about["identity"] = identity_of(about, tables)
     with atomic_folder(layout.manifest) as temporary:
         for name, table in tables.items():
@@ -154,24 +165,16 @@ def _table(parts: Iterator[pa.Table], schema: pa.Schema) -> pa.Table:
 def _latent_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
     for one in by_area(about):
         for part in sorted(layout.latents(one).glob("part-*.parquet")):
-            columns = _columns(part, ["image_id", "channels", "height", "width"])
+            columns = read_columns(part, ["image_id", "channels", "height", "width"])
             area = pa.array([one["area"]] * len(columns), pa.int32())
             yield _placed(columns.append_column("area", area), part, layout.root)
 
 
 def _text_places(layout: CacheLayout, about: dict[str, Any]) -> Iterator[pa.Table]:
-    for part in sorted(layout.text(about).glob("*/part-*.parquet")):
-        columns = _columns(part, ["image_id", "caption_sha", "tokens", "shared", "cut"])
+    for part in layout.text_parts(about):
+        columns = read_columns(part, ["image_id", "caption_sha", "tokens", "shared", "cut"])
         variant = pa.array([part.parent.name] * len(columns))
         yield _placed(columns.append_column("variant", variant), part, layout.root)
-
-
-def _columns(part: Path, names: list[str]) -> pa.Table:
-    """Columns of a shard beside its tensors, their CRCs checked. Raises CorruptTensor."""
-    try:
-        return pq.read_table(part, columns=names, page_checksum_verification=True)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CorruptTensor(f"{part}: {error}") from None
 
 
 def _placed(columns: pa.Table, part: Path, root: Path) -> pa.Table:
@@ -200,7 +203,7 @@ def frame_crc(path: Path, places: Sequence[Page]) -> int:
 def _shared_places(layout: CacheLayout, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Where the rows lie that are stored once, `prefix` and `empty`."""
     path = layout.text(about) / "shared.parquet"
-    rows = _placed(_columns(path, ["name", "tokens"]), path, layout.root).to_pylist()
+    rows = _placed(read_columns(path, ["name", "tokens"]), path, layout.root).to_pylist()
     return {row.pop("name"): row for row in rows}
 
 
@@ -227,8 +230,7 @@ def write_rejects(work: Path, latents: dict[str, Any], curated: duckdb.DuckDBPyC
     layout = CacheLayout(work)
     rows = {
         image_id: {"image_id": image_id, "reason": reason, "detail": detail}
-        for one in by_area(latents)
-        for part in sorted(layout.latents(one).glob("part-*.parquet"))
+        for part in layout.latent_parts(latents)
         for image_id, reason, detail in description(part)["rejects"]
     }
     curated.register("rejected", pa.Table.from_pylist(list(rows.values()), REJECTS))

@@ -19,9 +19,11 @@ from torch import Tensor
 from shared.errors import UserError
 from shared.files import os_error
 from shared.tensors import CorruptTensor, Page, check_page
-from train.cache.bfloat16 import from_bytes
+from train.cache.error import Errors
 from train.cache.manifest import read_about
+from train.cache.settings import Dtype
 from train.cache.store import Store, cache_store
+from train.cache.stored import from_bytes
 
 
 class _Places:
@@ -80,7 +82,8 @@ class CacheReader:
         self.identity: str = about["identity"]
         self.text_settings: dict[str, Any] = about["text"]
         self._shared = about["shared"]
-        latents = about["latents"]
+        self.latent_settings: dict[str, Any] = about["latents"]
+        latents = self.latent_settings
         self.areas: list[int] = latents["areas"]
         """Sides of the squares for whose areas there are latents, ascending."""
         self.factor: int = latents["factor"]
@@ -89,6 +92,10 @@ class CacheReader:
         self.scaling_factor: float = latents["scaling_factor"]
         self.shift_factor: float = latents["shift_factor"]
         self.text_dim: int = about["text"]["dim"]
+        self._latent_dtype: Dtype = latents["dtype"]
+        self._text_dtype: Dtype = self.text_settings["dtype"]
+        self.error: Errors = about.get("error", {})
+        """What storing as int8 has cost."""
         self.images: int = about["images"]
         self._written = about["files"]
         self._open_area(area or self.areas[-1])
@@ -156,19 +163,22 @@ class CacheReader:
         return int(self._tokens[self._text_row(index, variant)])
 
     def latent(self, index: int) -> Tensor:
-        """The posterior mean (channels, height, width) of an image, bfloat16, neither shifted nor scaled.
+        """The posterior mean (channels, height, width) of an image, neither shifted nor scaled.
+
+        It is bfloat16, in whatever form it is stored.
 
         Raises CorruptTensor naming file, row, image id and both sums.
         """
         shape = (self.channels, int(self._height[index]), int(self._width[index]))
-        return from_bytes(self._sample(self._latents, index, index), shape)
+        return from_bytes(self._sample(self._latents, index, index), shape, self._latent_dtype)
 
     def text(self, index: int, variant: str | None) -> Tensor:
         """The embedding (tokens, dim) of a caption, bfloat16, prefix included; None is the empty caption."""
         if variant is None:
             return self.empty
         row = self._text_row(index, variant)
-        rest = from_bytes(self._sample(self._texts, row, index), (-1, self.text_dim))
+        shape = (int(self._tokens[row] - self._shared_rows[row]), self.text_dim)
+        rest = from_bytes(self._sample(self._texts, row, index), shape, self._text_dtype)
         return torch.cat([self._prefix, rest]) if self._shared_rows[row] else rest
 
     def find(self, captions: Iterable[str]) -> dict[str, tuple[int, str]]:

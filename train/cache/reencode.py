@@ -1,6 +1,6 @@
 """`cache-latents verify --reencode N`: some pictures and captions are encoded again and held against the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ from train.cache.autoencoder import ImageEncoder
 from train.cache.compute import default_device
 from train.cache.curated import open_curated
 from train.cache.hub import text_hash, vae_hash
+from train.cache.int8 import BOUND
 from train.cache.manifest import read_about
 from train.cache.pictures import prepare
 from train.cache.reader import CacheReader
 from train.cache.text_encoder import TextEncoder
 
 TOLERANCE = {"float32": 0.005, "bfloat16": 0.05}
-"""Largest |again - cached| / |cached| (Euclidean norms) of a tensor, by the type in which the encoder computes.
+"""Largest |again - cached| / |cached| (Euclidean norms) of a tensor, by the type in which an encoder computes: of that
+which made the cache and that which is here, the larger one counts.
 
 Stored as bfloat16, rounding alone makes up to 2^-8. Computed in bfloat16, batches of other shapes add the rounding of
-some dozens of layers, 0.01 to 0.02. Another picture, model or resize filter makes more than 0.1.
+some dozens of layers, 0.01 to 0.02. Another picture, model or resize filter makes more than 0.1. Stored as int8, up to
+`int8.BOUND` is added.
 """
 
 
@@ -68,6 +71,7 @@ def _pictures(
     meter: Meter,
 ) -> Iterator[str]:
     encoder = ImageEncoder(model, default_device())
+    limit = _limit(readers[0].latent_settings, encoder.description)
     for index in map(int, indices):
         image_id = readers[0].image_id(index)
         for reader in readers:
@@ -75,7 +79,7 @@ def _pictures(
             try:
                 locations, _ = curated[image_id]
                 source = prepare(pictures, image_id, locations, reader.area, reader.multiple)
-                yield from _compare(name, encoder.encode([source.pixels])[0], reader.latent(index), encoder.description)
+                yield from _compare(name, encoder.encode([source.pixels])[0], reader.latent(index), limit)
             except KeyError:
                 yield f"{name}: is not in curated any more"
             except (Unreadable, CorruptTensor) as problem:
@@ -88,6 +92,7 @@ def _captions(
 ) -> Iterator[str]:
     about = reader.text_settings
     encoder = TextEncoder(model, about["prompt_prefix"], about["max_tokens"], default_device())
+    limit = _limit(about, encoder.description)
     for index in map(int, indices):
         image_id = reader.image_id(index)
         texts = {caption["variant"]: caption["text"] for caption in curated.get(image_id, ([], []))[1]}
@@ -98,17 +103,22 @@ def _captions(
                 continue
             try:
                 again = encoder.encode([texts[variant]])[0]
-                yield from _compare(name, again, reader.text(index, variant), encoder.description)
+                yield from _compare(name, again, reader.text(index, variant), limit)
             except CorruptTensor as problem:
                 yield f"{name}: {problem}"
         meter.advance()
 
 
-def _compare(name: str, again: Tensor, cached: Tensor, encoder: dict[str, Any]) -> Iterator[str]:
+def _limit(about: Mapping[str, Any], encoder: Mapping[str, Any]) -> float:
+    """The largest difference allowed between tensors of a cache and those of an encoder, by their descriptions."""
+    computed = max(TOLERANCE[description["compute"]] for description in (about, encoder))
+    return computed + (BOUND if about["dtype"] == "int8" else 0)
+
+
+def _compare(name: str, again: Tensor, cached: Tensor, limit: float) -> Iterator[str]:
     if again.shape != cached.shape:
         yield f"{name}: encoded again it is {tuple(again.shape)}, in the cache {tuple(cached.shape)}"
         return
-    limit = TOLERANCE[encoder["compute"]]
     error = float((again.float() - cached.float()).norm() / cached.float().norm().clamp_min(1e-12))
     if not error <= limit:
-        yield f"{name}: encoded again it differs by {error:.4f} of its norm, more than {limit} ({encoder['compute']})"
+        yield f"{name}: encoded again it differs by {error:.4f} of its norm, more than {limit:.3f}"

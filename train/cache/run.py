@@ -21,9 +21,12 @@ from shared.worklist import WorkList, finish
 from train.cache import latents, text
 from train.cache.autoencoder import ImageEncoder
 from train.cache.curated import caption_variants, open_curated
+from train.cache.error import Errors, told
 from train.cache.hub import text_hash, vae_hash
 from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
+from train.cache.pictures import RESIZE
 from train.cache.settings import CacheSettings
+from train.cache.stored import layout
 from train.cache.text_encoder import TextEncoder
 
 
@@ -41,6 +44,8 @@ class Summary:
     """Pictures that could not be encoded, by reason."""
     bytes: int
     """Of all tensors in the manifest."""
+    error: Errors
+    """What int8 has cost."""
 
 
 def cache(
@@ -96,7 +101,7 @@ def _text(
     settings: CacheSettings,
 ) -> dict[str, Any]:
     """Encode captions; returns the description of the embeddings."""
-    about = text.describe(encoders[0])
+    about = text.describe(encoders[0], settings.text_dtype)
     folder = CacheLayout(work).text(about)
     if not (folder / "shared.parquet").exists():
         text.write_shared(folder / "shared.parquet", encoders[0], about)
@@ -115,11 +120,17 @@ def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
     For `CacheReader`, which refuses one that was made otherwise.
     """
     return {
-        "latents": {"areas": list(settings.areas), "weights": vae_hash(model)},
+        "latents": {
+            "areas": list(settings.areas),
+            "weights": vae_hash(model),
+            "resize": RESIZE,
+            **layout(settings.latent_dtype),
+        },
         "text": {
             "prompt_prefix": settings.prompt_prefix,
             "max_tokens": settings.max_tokens,
             "weights": text_hash(model),
+            **layout(settings.text_dtype),
         },
     }
 
@@ -136,6 +147,7 @@ def summary(work: Path, rejects: pa.Table) -> Summary:
         cut=pc.sum(texts["cut"]).as_py() or 0,
         rejects=Counter(rejects["reason"].to_pylist()),
         bytes=sum(pc.sum(table["length"]).as_py() or 0 for table in (pictures, texts)),
+        error=about.get("error", {}),
     )
 
 
@@ -148,6 +160,8 @@ def report(result: Summary) -> None:
     )
     for variant, count in sorted(result.captions.items()):
         console.print(f"  {count:,} captions {variant}", soft_wrap=True)
+    for line in told(result.error):
+        console.print(f"  {line}", soft_wrap=True)
     if result.cut:
         console.print(f"  {result.cut:,} captions are cut: they have more tokens than cache.max_tokens", soft_wrap=True)
     for reason, count in result.rejects.most_common():

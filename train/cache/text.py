@@ -14,7 +14,8 @@ from shared.device import Pending, tell_waiting
 from shared.streams import Shared, behind, merged, one_ahead
 from shared.tensors import write_shard
 from shared.worklist import Shard
-from train.cache.bfloat16 import is_finite, record_batch
+from train.cache.settings import Dtype
+from train.cache.stored import columns, is_finite, layout, record_batch, schema_of, to_bytes
 from train.cache.text_encoder import TextEncoder, packs
 
 FORMAT = 2
@@ -31,8 +32,8 @@ SCHEMA = pa.schema(
         pa.field("cut", pa.bool_(), nullable=False),
     ]
 )
-"""`embedding` is bfloat16, (tokens - shared) x dim: the first `shared` rows are those of the prompt prefix. A caption
-is `cut` where it is longer than the limit."""
+"""`embedding` is (tokens - shared) x dim, in the form that the description says (see `stored.layout`): the first
+`shared` rows are those of the prompt prefix. A caption is `cut` where it is longer than the limit."""
 
 SHARED_SCHEMA = pa.schema(
     [
@@ -41,12 +42,13 @@ SHARED_SCHEMA = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),
     ]
 )
-"""What is stored once: `prefix`, the rows of the prompt prefix, and `empty`, the caption for dropout."""
+"""What is stored once: `prefix`, the rows of the prompt prefix, and `empty`, the caption for dropout. In
+bfloat16 always."""
 
 
-def describe(encoder: TextEncoder) -> dict[str, Any]:
+def describe(encoder: TextEncoder, dtype: Dtype = "bfloat16") -> dict[str, Any]:
     """Everything that decides the bytes of an embedding."""
-    return {"format": FORMAT, "kind": "text", "dtype": "bfloat16", **encoder.description}
+    return {"format": FORMAT, "kind": "text", **layout(dtype), **encoder.description}
 
 
 def write_shared(path: Path, encoder: TextEncoder, description: dict[str, Any]) -> None:
@@ -54,7 +56,7 @@ def write_shared(path: Path, encoder: TextEncoder, description: dict[str, Any]) 
     # The encoder is causal: the prefix has the same rows in front of any caption.
     prefix = encoder.encode(["."])[0][: len(encoder.shared)]
     rows = [
-        {"name": name, "embedding": embedding, "tokens": len(embedding)}
+        {"name": name, "embedding": to_bytes(embedding), "tokens": len(embedding)}
         for name, embedding in (("prefix", prefix), ("empty", encoder.encode([""])[0]))
     ]
     write_shard(path, [record_batch(rows, SHARED_SCHEMA)], SHARED_SCHEMA, description)
@@ -79,15 +81,17 @@ class TextShards:
     def _encode(self, shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Shard]:
         tokenised = one_ahead((shard, *_tokenised(shard, encoder)) for shard in shards)
         computed = _computed(one_ahead(_brought(tokenised, encoder)), encoder)
+        dtype: Dtype = self.description["dtype"]
+        schema = schema_of(SCHEMA, dtype)
         found = (
-            (shard, [record_batch(list(_rows(pack, encoder)), SCHEMA) for pack in packs])
+            (shard, [record_batch(list(_rows(pack, encoder, dtype)), schema) for pack in packs])
             for shard, packs in groupby(computed, key=lambda pack: pack.shard)
         )
         yield from behind(self._finish, found, WRITERS)
 
     def _finish(self, found: tuple[Shard, list[pa.RecordBatch]]) -> Shard:
         shard, batches = found
-        write_shard(shard.part, batches, SCHEMA, self.description)
+        write_shard(shard.part, batches, schema_of(SCHEMA, self.description["dtype"]), self.description)
         return shard
 
 
@@ -134,7 +138,7 @@ def _taken(pack: Pack, pending: Pending) -> Pack:
     return pack._replace(tensor=pending.result())
 
 
-def _rows(pack: Pack, encoder: TextEncoder) -> Iterator[dict[str, Any]]:
+def _rows(pack: Pack, encoder: TextEncoder, dtype: Dtype) -> Iterator[dict[str, Any]]:
     prefix = encoder.shared
     embeddings = pack.tensor.split([len(ids) for ids in pack.ids])
     for item, ids, embedding in zip(pack.items, pack.ids, embeddings, strict=True):
@@ -145,7 +149,7 @@ def _rows(pack: Pack, encoder: TextEncoder) -> Iterator[dict[str, Any]]:
         yield {
             "image_id": item["image_id"],
             "caption_sha": item["caption_sha"],
-            "embedding": embedding[shared:],
+            **columns("embedding", embedding[shared:], dtype),
             "tokens": len(embedding),
             "shared": shared,
             "cut": encoder.is_cut(item["text"], ids),
