@@ -3,6 +3,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long something takes on a machine that is busy says nothing about the code.
+settings.register_profile("busy", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # There is a test process per core: a second thread of PyTorch would wait for the other process at every operation.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -43,7 +43,7 @@ def test_illustrations_go_through_all_three_commands(shared_data: Path, tmp_path
     assert (work / "runs/default/checkpoints/00000003/transformer/config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["demo", "booru", "illustration"])
+@pytest.mark.parametrize("name", ["demo", "booru", "illustration", "illustrious-lu-v0.03"])
 def test_shipped_pipelines_are_valid_and_survive_being_written_down(name: str, tmp_path: Path):
     pipeline = load(SHIPPED, name)
     (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(pipeline.document(), sort_keys=False))

@@ -8,8 +8,10 @@ import typer
 import yaml
 
 from shared.errors import UserError
-from shared.pipelines import load
+from shared.pipelines import default_file, load
+from train.cache.settings import CacheSettings
 from train.export import Dtype, Format
+from train.peak import SHARE_OF_PEAK
 from train.settings import DrawSettings, TrainSettings
 
 app = typer.Typer(
@@ -48,6 +50,27 @@ def train(
     from train.run import start
 
     start(work, model, name, settings)
+
+
+@app.command()
+def estimate(
+    work: Work = Path("work"),
+    model: Model = "Alpha-VLLM/Lumina-Image-2.0",
+    pipeline: Annotated[
+        str | None, typer.Option(help="A pipeline of pipelines.yaml, to ask before there is a work directory.")
+    ] = None,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    gpus: Annotated[int, typer.Option(min=1, help="How many H100 there are.")] = 8,
+    share_of_peak: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Of their 989 TFLOP/s, what training reaches.")
+    ] = SHARE_OF_PEAK,
+) -> None:
+    """Say what a run takes before it begins: operations, GPU hours, memory."""
+    from train.estimate import lines_of, show
+
+    found = load(default_file(), pipeline, overrides) if pipeline else load(work / "pipeline.yaml", overrides=overrides)
+    settings, cache = cast(TrainSettings, found.sections["train"]), cast(CacheSettings, found.sections["cache"])
+    show(*lines_of(None if pipeline else work, settings, cache, model), settings, gpus, share_of_peak)
 
 
 @app.command()

@@ -16,11 +16,12 @@ from train.data.phases import Phases
 from train.ema import Ema
 from train.guard import Guard, skipped
 from train.losses import Losses, micro_losses
+from train.memory import Counts, choose
 from train.metrics import Reports
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.parts import rate_factors
-from train.model.recompute import Recompute, choose, kept_bytes
+from train.model.recompute import Recompute
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
 from train.plot import plot
@@ -32,12 +33,6 @@ from train.signals import requests
 from train.trained import Trained
 from train.validation import Validation, by_series
 from train.watch import Watch
-
-MASTER_BYTES = {"float32": 4, "bfloat16": 0}
-"""Per weight that this rank owns. The optimiser's moments come on top, and the average where it is not in the host's
-memory; of all that learn the gradient, and of all the one that computes, which is a master of bfloat16 itself."""
-USABLE = 0.93
-"""Share of a GPU's memory: the rest is for its context and for what lies between allocations."""
 
 
 class Trainer:
@@ -126,24 +121,14 @@ class Trainer:
 
     def _recompute(self) -> Recompute:
         """As set, or the fastest that fits beside weights, gradients, the optimiser's state and the average."""
-        settings, config = self._settings, self._model.config
+        settings = self._settings
         if settings.recompute != "auto":
             return settings.recompute
         if self._device.type != "cuda":
             return "nothing"
         _, memory = torch.cuda.mem_get_info(self._device)
-        moments = 2 if settings.optimizer.states == "int8" else 8
-        fixed = sum((6 if weight.requires_grad else 2) * weight.numel() for weight in self._model.parameters())
-        state = MASTER_BYTES[settings.masters] + (0 if settings.ema_offload else 4) + moments
-        fixed += state * sum(weight.numel() for weight in self._masters.weights.values())
-        free = USABLE * memory - fixed
-        if found := choose(config, settings.token_budget, free):
-            return found
-        needed = kept_bytes(config, settings.token_budget, "everything")
-        raise UserError(
-            f"train.token_budget = {settings.token_budget:,}: needs {needed / 2**30:.1f} GiB even when everything is "
-            f"recomputed, and {max(free, 0) / 2**30:.1f} GiB are left beside weights and optimiser; lower it"
-        )
+        owned = sum(weight.numel() for weight in self._masters.weights.values())
+        return choose(settings, self._model.config, Counts.of(self._model, owned), memory)
 
     def _gradients(self, step: Step) -> tuple[Losses, float]:
         """Accumulate the gradients of one step.

@@ -16,6 +16,10 @@ BF16_PEAK = {
 }
 """Dense bfloat16 FLOP/s, float32 accumulation, from the vendor's datasheets; the first name found counts."""
 
+SHARE_OF_PEAK = 0.45
+"""That training is taken to reach: forward and backward reach 0.5 on an H100, at 1024 px and at 512 px (bench/results);
+a tenth less for all else that is in a step."""
+
 
 def peak_flops(device: torch.device) -> float:
     """FLOP/s that count as 100 %: the datasheet's on known GPUs, else what a large matrix product reaches."""

@@ -114,36 +114,27 @@ class Loader:
     def _start(self, number: int, pool: ThreadPoolExecutor) -> Step:
         phase = self._phases.at(number)
         draws = draw(phase, self._settings, number)
-        tokens, flops = [], 0
-        for reader, index, caption in zip(draws.readers, draws.pictures.tolist(), draws.captions, strict=True):
-            text, grid = reader.text_tokens(index, caption), reader.grid(index)
-            grids = [grid, pooled] if (pooled := self._pooled(grid)) else [grid]
-            images = [rows * columns for rows, columns in grids]
-            tokens.append(sum(images) + len(images) * text)
-            flops += sum(training_flops(self._config, text, image) for image in images)
+        shapes = shapes_of(draws, self._settings)
+        tokens = [sum(shape.tokens for shape in sample) for sample in shapes]
         micro_batches = assign(tokens, self._ranks, self._settings.token_budget)[self._rank]
         return Step(
             number=number,
             epoch=phase.epochs(number),
             receipt=receipt(draws.pictures),
             draws=draws,
-            flops=flops,
+            flops=sum(shape.flops(self._config) for sample in shapes for shape in sample),
             learning_rate=phase.learning_rate,
             # An empty micro-batch has nothing to compute: the rank just has fewer of them.
             micro_batches=tuple(pool.submit(self._make, number, draws, micro) for micro in micro_batches if micro),
         )
 
-    def _pooled(self, grid: Grid) -> Grid | None:
-        """Rows and columns of a picture in the second loss, in tokens; None without that loss, or where it is too
-        small."""
-        rows, columns = grid[0] // POOL, grid[1] // POOL
-        return (rows, columns) if self._settings.pooled_loss and rows and columns else None
-
     def _make(self, step: int, draws: Draws, positions: Sequence[int]) -> MicroBatch:
         readers, indices = [draws.readers[p] for p in positions], [int(draws.pictures[p]) for p in positions]
         latents = [latent_of(reader, index) for reader, index in zip(readers, indices, strict=True)]
         texts = [r.text(i, draws.captions[p]) for r, i, p in zip(readers, indices, positions, strict=True)]
-        grids = [self._pooled(reader.grid(index)) for reader, index in zip(readers, indices, strict=True)]
+        grids = [
+            pooled_grid(reader.grid(index), self._settings) for reader, index in zip(readers, indices, strict=True)
+        ]
         small = [number for number, grid in enumerate(grids) if grid]
         pooled = [pool(latents[number], grids[number], self._config.patch_size) for number in small]
         seed = self._settings.seed
@@ -169,6 +160,43 @@ class Loader:
         if self._phases.loss_weights is None:
             return torch.ones(len(indices))
         return torch.from_numpy(self._phases.loss_weights[indices]).float()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Text and image tokens of what the model is shown at once."""
+
+    text: int
+    image: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.text + self.image
+
+    def flops(self, config: DiTConfig) -> int:
+        """Of training on it, floating-point operations."""
+        return training_flops(config, self.text, self.image)
+
+
+def shapes_of(draws: Draws, settings: TrainSettings) -> list[list[Shape]]:
+    """Of each sample of a global batch: that of the picture, and that of the second loss."""
+    return [
+        sample_shapes(reader.text_tokens(index, caption), reader.grid(index), settings)
+        for reader, index, caption in zip(draws.readers, draws.pictures.tolist(), draws.captions, strict=True)
+    ]
+
+
+def sample_shapes(text: int, grid: Grid, settings: TrainSettings) -> list[Shape]:
+    """Those of a picture with so many text tokens and a grid of image tokens."""
+    pooled = pooled_grid(grid, settings)
+    return [Shape(text, rows * columns) for rows, columns in ([grid, pooled] if pooled else [grid])]
+
+
+def pooled_grid(grid: Grid, settings: TrainSettings) -> Grid | None:
+    """Rows and columns of a picture in the second loss, in tokens; None without that loss, or where it is too small."""
+    rows, columns = grid[0] // POOL, grid[1] // POOL
+    return (rows, columns) if settings.pooled_loss and rows and columns else None
 
 
 def latent_of(reader: CacheReader, index: int) -> Tensor:

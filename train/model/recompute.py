@@ -1,7 +1,7 @@
 """What is kept of the forward pass for the backward pass, and what is computed a second time."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,11 +28,6 @@ def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> 
 def tell_compiler(recompute: Recompute) -> None:
     """Before blocks are compiled: `cheap` is for the compiler to decide, which knows what is cheap."""
     torch._functorch.config.activation_memory_budget = BUDGET if recompute == "cheap" else 1.0
-
-
-def choose(config: DiTConfig, tokens: int, free: float) -> Recompute | None:
-    """The fastest that keeps a micro-batch of so many tokens in the free bytes; None where nothing does."""
-    return next((option for option in get_args(Recompute) if kept_bytes(config, tokens, option) <= free), None)
 
 
 def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute) -> float:
