@@ -45,7 +45,8 @@ def cache_latents(
     from train.cache.hub import model_folder
     from train.cache.run import cache, report
 
-    report(cache(work, pictures, model_folder(model), settings, workers=workers))
+    if result := cache(work, pictures, model_folder(model), settings, workers=workers):
+        report(result)
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """`cache-latents` from its settings: what is new is encoded, then the manifest is written."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from shared.corpus import Corpus
-from shared.device import busy, devices
+from shared.device import busy
 from shared.progress import console
 from shared.tables import read
 from shared.worklist import WorkList, finish
@@ -22,10 +22,11 @@ from train.cache import latents, text
 from train.cache.autoencoder import ImageEncoder
 from train.cache.curated import caption_variants, open_curated
 from train.cache.error import Errors, told
-from train.cache.hub import text_hash, vae_hash
+from train.cache.hub import TEXT, text_hash, vae_hash
 from train.cache.manifest import CacheLayout, by_area, finalise, read_about, write_rejects
 from train.cache.pictures import RESIZE
 from train.cache.settings import CacheSettings
+from train.cache.share import Share, shared_work
 from train.cache.stored import layout
 from train.cache.text_encoder import TextEncoder
 
@@ -55,19 +56,22 @@ def cache(
     settings: CacheSettings,
     on: Sequence[torch.device] | None = None,
     workers: int | None = None,
-) -> Summary:
+) -> Summary | None:
     """Encode what the cache of a work directory lacks, and finalise it.
 
     It works `on` some devices, by default on all GPUs, with `workers` processes that decode, by default one per core.
+    Where a launcher has started several processes, each does its share on one GPU, and all but the first return None.
     """
-    on = on or devices()
-    workers = workers or os.cpu_count() or 1
-    with open_curated(work) as curated:
+    with shared_work() as share, open_curated(work) as curated:
         variants = caption_variants(curated)  # Their names are checked before hours of work.
+        on = on or share.devices
         image_encoders = [ImageEncoder(model, device) for device in on]
-        about_latents = _latents(work, curated, pictures, image_encoders, settings, workers)
+        about_latents = _latents(work, curated, pictures, image_encoders, settings, workers or share.cores, share)
         text_encoders = [TextEncoder(model, settings.prompt_prefix, settings.max_tokens, device) for device in on]
-        about_text = _text(work, curated, variants, text_encoders, settings)
+        about_text = _text(work, curated, variants, text_encoders, settings, share)
+        share.wait()
+        if not share.first:
+            return None
         rejects = write_rejects(work, about_latents, curated)
         finalise(work, about_latents, about_text, curated)
     return summary(work, rejects)
@@ -80,16 +84,21 @@ def _latents(
     encoders: Sequence[ImageEncoder],
     settings: CacheSettings,
     workers: int,
+    share: Share,
 ) -> dict[str, Any]:
     """Encode pictures; returns the description of the latents."""
     about = latents.describe(encoders[0], settings)
     descriptions = {CacheLayout(work).latents(one): one for one in by_area(about)}
     lists = [WorkList(folder, ("image_id",), settings.shard_rows) for folder in descriptions]
-    for images in lists:
-        images.extend(read(curated, "SELECT image_id, locations FROM curated"))
+    if share.first:
+        for images in lists:
+            images.extend(read(curated, "SELECT image_id, locations FROM curated"))
+    share.wait()
     writer = latents.LatentShards(pictures, encoders, descriptions, settings.batch, workers)
-    shards = [shard for images in lists for shard in images.shards()]
-    finish(shards, writer.write, "latents", "latents", note=lambda: busy(one.worker for one in encoders))
+    # The same stretch of every list, for its pictures are decoded once for all areas.
+    shards = [shard for images in lists for shard in share.of(images.shards())]
+    note = partial(busy, [one.worker for one in encoders])
+    finish(shards, writer.write, share.label("latents"), "latents", note=note)
     return about
 
 
@@ -99,29 +108,35 @@ def _text(
     variants: Sequence[str],
     encoders: Sequence[TextEncoder],
     settings: CacheSettings,
+    share: Share,
 ) -> dict[str, Any]:
     """Encode captions; returns the description of the embeddings."""
     about = text.describe(encoders[0], settings.text_dtype)
     folder = CacheLayout(work).text(about)
-    if not (folder / "shared.parquet").exists():
-        text.write_shared(folder / "shared.parquet", encoders[0], about)
+    lists = {name: WorkList(folder / name, ("image_id", "caption_sha"), settings.shard_rows) for name in variants}
+    if share.first:
+        if not (folder / "shared.parquet").exists():
+            text.write_shared(folder / "shared.parquet", encoders[0], about)
+        for variant, texts in lists.items():
+            query = f"SELECT image_id, caption_sha, text FROM captions WHERE variant = '{variant}' ORDER BY image_id"
+            texts.extend(read(curated, query))
+    share.wait()
     writer = text.TextShards(encoders, about)
-    for variant in variants:
-        texts = WorkList(folder / variant, ("image_id", "caption_sha"), settings.shard_rows)
-        query = f"SELECT image_id, caption_sha, text FROM captions WHERE variant = '{variant}' ORDER BY image_id"
-        texts.extend(read(curated, query))
-        finish(texts.shards(), writer.write, variant, "captions", note=lambda: busy(one.worker for one in encoders))
+    note = partial(busy, [one.worker for one in encoders])
+    for variant, texts in lists.items():
+        finish(share.of(texts.shards()), writer.write, share.label(variant), "captions", note=note)
     return about
 
 
 def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
     """What can be said, without loading it, of the cache that `cache` makes with a model and settings.
 
-    For `CacheReader`, which refuses one that was made otherwise.
+    For `CacheReader`, which refuses one that was made otherwise. Areas are not named: a cache may have more of them,
+    and the reader refuses one that it lacks. Nor is a text encoder that is not in the folder: training needs none.
     """
+    encoder = {"weights": text_hash(model)} if all((model / part).is_dir() for part in TEXT) else {}
     return {
         "latents": {
-            "areas": list(settings.areas),
             "weights": vae_hash(model),
             "resize": RESIZE,
             **layout(settings.latent_dtype),
@@ -129,7 +144,7 @@ def expected(model: Path, settings: CacheSettings) -> dict[str, dict[str, Any]]:
         "text": {
             "prompt_prefix": settings.prompt_prefix,
             "max_tokens": settings.max_tokens,
-            "weights": text_hash(model),
+            **encoder,
             **layout(settings.text_dtype),
         },
     }

@@ -67,13 +67,16 @@ def test_threads_read_more_files_than_may_be_open(cached: Path, monkeypatch: pyt
     assert open_latents(cached) == 0
 
 
-def test_a_cache_made_otherwise_is_refused_by_its_fields(cached: Path, tiny_model: Path):
+def test_a_cache_made_otherwise_is_refused_by_its_fields(
+    cached: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
     CacheReader(cached, expected(tiny_model, SETTINGS))
-    other = SETTINGS.model_copy(update={"prompt_prefix": "Draw: ", "areas": (96,)})
+    other = SETTINGS.model_copy(update={"prompt_prefix": "Draw: "})
+    monkeypatch.setattr("train.cache.run.RESIZE", "bicubic")
     with pytest.raises(UserError, match="run `cache-latents` again") as raised:
         CacheReader(cached, expected(tiny_model, other))
     _, *lines = str(raised.value).splitlines()
-    assert lines[0] == "  latents.areas: expected [96], found [64]"
+    assert lines[0] == '  latents.resize: expected "bicubic", found "lanczos"'
     assert lines[1].startswith('  text.prompt_prefix: expected "Draw: ", found "You are')
     assert len(lines) == 2
 

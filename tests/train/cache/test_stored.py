@@ -203,7 +203,7 @@ def test_training(small: Path, tiny_model: Path):
     losses = []
     for name, settings in (("small", INT8), ("exact", SETTINGS.model_copy(update={"areas": (32, 64)}))):
         cache(small, Corpus(str(small.parent / "pictures")), tiny_model, settings, workers=1)
-        start(small, str(tiny_model), name, TRAIN)
+        start(small, str(tiny_model), name, TRAIN, settings)
         losses.append([record["loss"] for record in read(small / "runs" / name / "metrics.jsonl")])
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)

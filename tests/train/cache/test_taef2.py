@@ -26,6 +26,7 @@ from train.cache.autoencoder import ImageEncoder
 from train.cache.latents import SCHEMA
 from train.cache.pictures import prepare
 from train.cache.settings import CacheSettings
+from train.cache.share import Share
 
 CPU = torch.device("cpu")
 MIDDLE = {"EncoderTiny": (11, 12, 13), "DecoderTiny": (2, 3, 4)}
@@ -83,7 +84,7 @@ def test_real_pictures_come_back(model: Path, shared_data: Path, tmp_path: Path)
     settings = CacheSettings(areas=(256,))
     with duckdb.connect() as database:
         database.register("curated", pa.Table.from_pylist(rows))
-        about = runs._latents(tmp_path, database, pictures, [encoder], settings, 1)
+        about = runs._latents(tmp_path, database, pictures, [encoder], settings, 1, Share())
     assert (about["channels"], about["factor"]) == (32, 8)
     (shard,) = (tmp_path / "cache").glob("latents/*/part-*.parquet")
     decoder = AutoencoderTiny.from_pretrained(model, subfolder="vae").eval()
