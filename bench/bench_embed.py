@@ -15,9 +15,11 @@ import json
 import os
 import tarfile
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ TAR = 2000
 def corpus(folder: Path, pictures: int) -> None:
     """Tars of pictures that differ in a comment at least, so that no two are the same file."""
     images = [encoded(illustration(seed, grain=5.0), "JPEG", quality=92) for seed in range(min(DISTINCT, pictures))]
-    print(f"{pictures:,} JPEGs of {np.mean([len(data) for data in images]) / 1e6:.2f} MB")
+    print(f"{pictures:,} JPEGs of {np.mean([len(data) for data in images]) / 1e6:.2f} MB", flush=True)
     for start in range(0, pictures, TAR):
         with tarfile.open(folder / f"{start // TAR:05}.tar", "w") as tar:
             for number in range(start, min(start + TAR, pictures)):
@@ -114,10 +116,37 @@ def timed(name: str, stage: Stage, source: Path, done: dict[str, Path], **settin
     """Run a stage; its folder, and its pictures per second between the first part written and the last one."""
     folder = Path(tempfile.mkdtemp(dir=source.parent)) / name / "out"
     folder.mkdir(parents=True)
-    stage.run(Job(settings=stage.settings(**settings), folder=folder, tables=done, **about(source)))
-    parts = sorted(folder.glob("part-*"), key=lambda part: part.stat().st_mtime_ns)
-    seconds = (parts[-1].stat().st_mtime_ns - parts[0].stat().st_mtime_ns) / 1e9
-    return folder, sum(pq.ParquetFile(part).metadata.num_rows for part in parts[1:]) / seconds
+    with told(folder):
+        stage.run(Job(settings=stage.settings(**settings), folder=folder, tables=done, **about(source)))
+    return folder, rate(folder)
+
+
+def rate(folder: Path) -> float:
+    """Pictures per second between the first part written and the last one: the first is for warming up."""
+    first, *others = sorted(folder.glob("part-*"), key=lambda part: part.stat().st_mtime_ns)
+    seconds = (others[-1].stat().st_mtime_ns - first.stat().st_mtime_ns) / 1e9
+    return sum(pq.ParquetFile(part).metadata.num_rows for part in others) / seconds
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Print the rate so far whenever there is another part, so that something is known of a run that is cut off."""
+    end = threading.Event()
+
+    def tell() -> None:
+        known = 1
+        while not end.wait(2.0):
+            if (parts := len(list(folder.glob("part-*")))) > known:
+                known = parts
+                print(f"        {parts} parts, {rate(folder):,.0f}/s", flush=True)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
 
 
 def about(source: Path) -> dict[str, Any]:

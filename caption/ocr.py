@@ -6,6 +6,8 @@ Every process reads with one thread of its own: two pictures at once are done so
 from collections.abc import Sequence
 from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,9 +18,11 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 
 from caption.reading import Line, rows, script
+from shared.about import ABOUT, claim, read_about
 from shared.corpus import Corpus
 from shared.errors import UserError
-from shared.files import atomic_file
+from shared.files import atomic_file, file_sha256
+from shared.fingerprint import fingerprint
 from shared.images import MAX_PIXELS, Unreadable, decode
 from shared.settings import Settings
 from shared.stages import PICTURES, Job, Stage
@@ -94,16 +98,25 @@ class Row(TypedDict, total=False):
 
 
 def run(job: Job[OcrSettings]) -> str:
-    """Read what is new; returns a digest of the pictures."""
+    """Read what is new; returns a digest of the pictures and of what read them."""
     work = WorkList(job.folder, ("image_id",), job.settings.shard_rows)
     with job.connect() as connection:
         digest = work.follow(connection, PICTURES)
-    work.allow_empty(OCR)
     shards = work.shards()
-    if not all(shard.part.exists() for shard in shards):
+    if not all(shard.part.exists() for shard in shards) or not (job.folder / ABOUT).exists():
         check_installed()
+        claim(job.folder, made_by())
         process(shards, partial(read_shard, Corpus(job.source), job.settings), job.engine, "ocr", "pictures")
-    return digest
+    work.allow_empty(OCR)
+    return fingerprint([digest, read_about(job.folder)])
+
+
+def made_by() -> dict[str, Any]:
+    """What the lines depend on: RapidOCR and the models that come inside it (not those that somebody put beside)."""
+    package = distribution("rapidocr")
+    models = sorted(file for file in package.files or () if file.suffix == ".onnx")
+    hashes = {model.name: file_sha256(Path(str(model.locate())))[:16] for model in models}
+    return {"rapidocr": package.version, "models": hashes}
 
 
 def check_installed() -> None:
@@ -194,4 +207,4 @@ def reader() -> Any:
     return RapidOCR(params=_PARAMETERS)
 
 
-STAGE = Stage(settings=OcrSettings, version=1, run=run, incremental=True)
+STAGE = Stage(settings=OcrSettings, version=2, run=run, incremental=True)

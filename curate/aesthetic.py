@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from curate.heads import load_head
+from shared.about import read_about
 from shared.errors import UserError
 from shared.files import file_sha256
 from shared.settings import Settings
 from shared.stages import Job, Stage
 from shared.tables import write_query
-from shared.vision.table import read_about, read_vectors
+from shared.vision.table import read_vectors
 
 CLASSES = ("worst", "low", "normal", "good", "great", "best", "masterpiece")
 """Of deepghs/anime_aesthetic, in their order."""

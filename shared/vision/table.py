@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +15,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from shared.about import ABOUT, claim, read_about
 from shared.corpus import Corpus
 from shared.errors import UserError
-from shared.files import atomic_file, write_text
+from shared.files import atomic_file
 from shared.fingerprint import fingerprint
 from shared.images import MAX_PIXELS
 from shared.settings import Settings
@@ -31,9 +31,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import, and is needed only where t
     from torch import nn
 
     from shared.vision.encode import Encoded
-
-ABOUT = "about.json"
-"""Beside the parts: what made them."""
 
 
 class VisionSettings(Settings):
@@ -96,12 +93,6 @@ def schema(fields: Sequence[pa.Field], about: dict[str, Any]) -> pa.Schema:
     return pa.schema([first, *fields, *last], {"about": json.dumps(about)})
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """What made the vectors in a folder: `Model.about`, and the precision."""
-    found: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    return found
-
-
 def read_vectors(job: Job[Any], stage: str, column: str) -> Iterator[tuple[pa.Array, NDArray[np.float16]]]:
     """The image ids and vectors (n, dim) of a stage's table, in pieces; pictures without a vector are left out."""
     dim = read_about(job.tables[stage])["dim"]
@@ -130,27 +121,13 @@ def _compute(
             f"{job.folder.parent.name}.decode = gpu: its model does not run on a GPU here; use reduced or full"
         )
     forwards = [Forward(model.module, model.mean, model.std, place, settings.precision) for place in places]
-    about = _claim(job.folder, model.about | {"decode": settings.decode, "precision": forwards[0].precision})
+    about = claim(job.folder, model.about | {"decode": settings.decode, "precision": forwards[0].precision})
     corpus, cores = Corpus(job.source), job.engine.cores
     feeder = Feeder(corpus, model.geometry, settings.decode, settings.max_pixels, settings.batch, cores, len(places))
     with feeder:
         write = partial(_write, schema(fields(about), about), columns)
         work = partial(encode, feeder=feeder, forwards=forwards, batch=settings.batch, write=write)
         finish(shards, work, job.folder.parent.name, "pictures")
-
-
-def _claim(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write down what makes the vectors in a folder. Raises UserError where others lie in it."""
-    if not any(folder.glob("part-*.parquet")):
-        write_text(folder / ABOUT, json.dumps(about, indent=2))
-    earlier = read_about(folder)
-    for key in about:
-        if earlier.get(key) != json.loads(json.dumps(about[key])):
-            raise UserError(
-                f"{folder}: what lies here was made with {key} = {earlier.get(key)!r}, now it is {about[key]!r}; "
-                "use the same model, or delete the folder to compute everything again"
-            )
-    return earlier
 
 
 def _write(table: pa.Schema, columns: Columns, shard: Shard, parts: Sequence["Encoded"]) -> None:

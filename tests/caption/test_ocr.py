@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import socket
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,31 @@ def test_a_second_run_does_nothing_and_new_pictures_are_added(done, tmp_path, mo
     assert [len(pq.read_table(job.folder / name)) for name in new] == [1]
 
 
+def test_the_table_belongs_to_the_package_and_its_models(tmp_path, monkeypatch):
+    about = ocr.made_by()
+    assert about["rapidocr"] == version("rapidocr")
+    models = Path(str(find_spec("rapidocr").origin)).parent / "models"
+    assert {kind for kind in ("_det_", "_rec_", "_cls_") for name in about["models"] if kind in name} == {
+        "_det_", "_rec_", "_cls_",
+    }  # fmt: skip
+    for name, digest in about["models"].items():
+        assert hashlib.sha256((models / name).read_bytes()).hexdigest().startswith(digest)
+    monkeypatch.setattr(ocr, "find_lines", lambda _: [])
+    one_picture(tmp_path, Image.new("RGB", (64, 64)))
+    job = make_job(tmp_path, tmp_path / "source", cores=1)
+    digest = ocr.STAGE.run(job)
+
+    monkeypatch.setattr(ocr, "made_by", lambda: about | {"models": {"other.onnx": "0"}})
+    assert ocr.STAGE.run(job) == digest, "what is read stays read"
+    (tmp_path / "source/new.png").write_bytes(b"new")
+    with pytest.raises(UserError, match=r"made with models = .*PP-OCR.*now it is \{'other\.onnx': '0'\}; use the same"):
+        ocr.STAGE.run(make_job(tmp_path, tmp_path / "source", cores=1))
+    for file in job.folder.iterdir():
+        file.unlink()
+    (tmp_path / "source/new.png").unlink()
+    assert ocr.STAGE.run(make_job(tmp_path, tmp_path / "source", cores=1)) != digest, "later stages see it"
+
+
 def test_an_unsure_line_is_kept_but_not_legible(tmp_path, monkeypatch):
     lines = [
         Line(text, confidence, np.array([[100, y], [400, y], [400, y + 40], [100, y + 40]], float))
@@ -292,6 +318,35 @@ def test_japanese_across_and_down(tmp_path):
     down += [((300, 60 + 62 * number), letter, cjk(JAPANESE, 60)) for number, letter in enumerate("ありがとう")]
     (tmp_path / "down").mkdir()
     assert one_picture(tmp_path / "down", drawn((740, 740), *down))["text"] == "大好きだよ\nありがとう"
+
+
+STROKES = {
+    "中": "1.5,3 1.5,6.5|1.5,3 8.5,3 8.5,6.5|1.5,6.5 8.5,6.5|5,0.5 5,9.5",
+    "山": "5,1 5,9|1,4 1,9 9,9|9,4 9,9",
+    "田": "1,1.5 1,9|1,1.5 9,1.5 9,9|5,1.5 5,9|1,5.2 9,5.2|1,9 9,9",
+    "日": "2,1 2,9|2,1 8,1 8,9|2,5 8,5|2,9 8,9",
+    "本": "1,3 9,3|5,0.5 5,9.5|5,3 1,8|5,3 9,8|3.2,7.5 6.8,7.5",
+    "人": "5,1 4.6,4 1,9|4.8,4 9,9",
+}
+"""Letters of another script, of straight lines (x,y in tenths): no machine lacks a font for them."""
+
+
+def write_strokes(image: Image.Image, text: str, left: int, top: int, size: int) -> None:
+    pen = ImageDraw.Draw(image)
+    for place, letter in enumerate(text):
+        corner = np.array([left + 1.15 * size * place, top])
+        for stroke in STROKES[letter].split("|"):
+            points = [corner + size / 10 * np.array(point.split(","), float) for point in stroke.split()]
+            pen.line([tuple(point) for point in points], "black", size // 10, joint="curve")
+
+
+def test_another_script_without_a_font(tmp_path):
+    image = Image.new("RGB", (740, 740), "white")
+    write_strokes(image, "日本人", 100, 150, 44)
+    write_strokes(image, "中山田", 100, 400, 80)
+    row = one_picture(tmp_path, image)
+    assert row["text"] == "日本人\n中山田"
+    assert [line["script"] for line in row["texts"]] == ["han"] * 2
 
 
 def test_chinese(tmp_path):
