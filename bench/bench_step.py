@@ -3,8 +3,8 @@
     python bench/bench_step.py [NAME ...] [--profile NAME] [--images 4]
 
 Random weights in bfloat16, captions of 40 to 256 tokens, no optimiser. Prints images and tokens per second, the share
-of the GPU's peak by the operations the model asks for, the peak memory, and how often the compiler ran. `--small` is
-for trying the script out.
+of the GPU's peak by the operations the model asks for, the peak memory, and how often the compiler ran. The rows
+`mixed` are packed from pictures of 512 to 1536 px, each batch another mix. `--small` is for trying the script out.
 """
 
 import argparse
@@ -128,8 +128,8 @@ def theirs(config: DiTConfig, work: Work, compiled: bool) -> Callable[[int], Non
     return step
 
 
-def measure(name: str, config: DiTConfig, step: Callable[[int], None], works: Sequence[Work], profile: bool) -> None:
-    """Mean time of a step after the compiler is done, the host running ahead as it does in training."""
+def measure(name: str, config: DiTConfig, step: Callable[[int], None], works: Sequence[Work], profile: bool) -> float:
+    """Tokens per second after the compiler is done, the host running ahead as it does in training."""
     cuda = DEVICE.type == "cuda"
     begin = time.perf_counter()
     for number in range(2 * len(works) if len(works) > 1 else 3):
@@ -156,6 +156,7 @@ def measure(name: str, config: DiTConfig, step: Callable[[int], None], works: Se
     )
     if profile:
         kernels(lambda: step(0))
+    return tokens / mean
 
 
 def wait() -> None:
@@ -186,7 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     config, scale = (SMALL, 8) if args.small else (CONFIG, 1)
     square = Work.of(args.images, [1024 // scale])
-    eight = Work.of(8, [1024 // scale])
+    eight, eight_small = Work.of(8, [1024 // scale]), Work.of(32, [512 // scale])
     small = Work.of(4 * args.images, [512 // scale])
     mixes = [
         Work.of(args.images, [side // scale for side in (1536, 512, 768, 1024)], 1),
@@ -196,6 +197,7 @@ def main() -> None:
     variants: dict[str, tuple[Callable[[], Callable[[int], None]], Sequence[Work]]] = {
         "diffusers": (lambda: theirs(config, eight, False), [eight]),
         "diffusers-compiled": (lambda: theirs(config, eight, True), [eight]),
+        "diffusers-512-compiled": (lambda: theirs(config, eight_small, True), [eight_small]),
         "flash2": (lambda: ours(config, [square], "nothing", False, True), [square]),
         "ours": (lambda: ours(config, [square], "nothing", False, False), [square]),
         "ours-cheap": (lambda: ours(config, [square], "cheap", False, False), [square]),
@@ -203,20 +205,25 @@ def main() -> None:
         "ours-float8": (lambda: ours(config, [square], "nothing", True, False), [square]),
         "ours-512": (lambda: ours(config, [small], "nothing", False, False), [small]),
         "ours-mixed": (lambda: ours(config, mixes, "nothing", False, False), mixes),
+        "ours-mixed-float8": (lambda: ours(config, mixes, "nothing", True, False), mixes),
     }
     place = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(f"{place}, torch {torch.__version__}, attention {backend(DEVICE, torch.bfloat16)}")
+    rates: dict[str, float] = {}
     for name in args.names or variants:
         make, works = variants[name]
         torch._dynamo.reset()
         counters.clear()
         try:
-            measure(name, config, make(), works, name in args.profile)
+            rates[name] = measure(name, config, make(), works, name in args.profile)
         except torch.OutOfMemoryError:
             print(f"{name:34} does not fit")
         gc.collect()
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
+    for name, beside in ("ours-512", "ours"), ("ours-mixed", "ours"), ("ours-mixed-float8", "ours-float8"):
+        if name in rates and beside in rates:
+            print(f"{name}: {rates[name] / rates[beside]:.1%} of the tokens/s of {beside}")
 
 
 if __name__ == "__main__":

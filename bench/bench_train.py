@@ -1,11 +1,12 @@
-"""Whole training steps of the full-size transformer on one GPU: our trainer, and diffusers' in an accelerate loop.
+"""Whole training steps of the full-size transformer: our trainer, and diffusers' in an accelerate loop.
 
     python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--states int8] [--steps 3]
+    accelerate launch --num_processes 2 bench/bench_train.py ours --batch 128
 
-Random weights and random latents of 1024 px, captions of 40 to 256 tokens, float32 weights, AdamW, clipping, the
-average of the weights, a record per step. Ours is `train.loop.Trainer` with everything but the disk: tensors come from
-memory (read from a cache they cost 0.05 ms each), no checkpoint is written. The first step, in which the compiler runs,
-does not count.
+Images per second are those of all processes together, which share the batch; the memory is that of the first. Random
+weights and random latents of 1024 px, captions of 40 to 256 tokens, AdamW, clipping, the average of the weights, a
+record per step. Ours is `train.loop.Trainer` with everything but the disk: tensors come from memory (read from a cache
+they cost 0.05 ms each), no checkpoint is written. The first step, in which the compiler runs, does not count.
 """
 
 import argparse
@@ -13,13 +14,14 @@ import gc
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from bench_step import CONFIG, DEVICE, SMALL, reference, wait
 from torch import Tensor
 
@@ -73,32 +75,42 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
         batch=args.batch,
         token_budget=args.budget,
         precision=precision,  # type: ignore[arg-type]
+        masters=args.masters,
+        ema_offload=args.ema_offload,
         optimizer=OptimizerSettings(states=args.states),
         pooled_loss=0,  # The peer has no such loss.
-        samples=SampleSettings(every=10**9),
         log_every=1,
-        checkpoints=CheckpointSettings(every=10**9),
     )
+    torch.manual_seed(0)
     with DEVICE:
         model = Lumina2DiT(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
+    records = train(settings, model, Memory(4 * args.batch, side, config.cap_feat_dim))[1:]
+    if not records:  # The first process has them.
+        return
+    seconds = sum(record["seconds"] for record in records)
+    waited = sum(record["data_wait"] for record in records)
+    report(f"ours, {precision}, {args.masters} masters, {args.states} states", args.batch * len(records) / seconds)
+    share = np.mean([record["share_of_peak"] for record in records])
+    print(f"    {share:.1%} of peak, {waited / seconds:.2%} of the time spent waiting for data", flush=True)
+
+
+def train(settings: TrainSettings, model: Lumina2DiT, reader: Any) -> list[dict[str, Any]]:
+    """A run that writes no checkpoints and draws nothing; the records of its steps, in the first process."""
     nothing = lambda *_: None  # noqa: E731
     loop.CheckpointWriter = lambda *_: SimpleNamespace(save=nothing, check=nothing, wait=nothing)  # type: ignore
     sampler: Any = SimpleNamespace(draw=lambda _, path: path)
-    reader: Any = Memory(4 * args.batch, side, config.cap_feat_dim)
+    settings = settings.model_copy(
+        update={"samples": SampleSettings(every=10**9), "checkpoints": CheckpointSettings(every=10**9)}
+    )
     plan = Plan(settings.seed, reader.images, settings.batch)
     phase = Phase(0, [reader], np.arange(reader.images), plan, 0, settings.optimizer.learning_rate)
-    phases = Phases([phase], None)
     with tempfile.TemporaryDirectory() as folder:
-        loop.Trainer(Path(folder), settings, reader, phases, model, sampler).run()
-        records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()][1:]
-    seconds = sum(record["seconds"] for record in records)
-    waited = sum(record["data_wait"] for record in records)
-    report(f"ours, {precision}, {args.states} states", args.batch * len(records) / seconds)
-    share = np.mean([record["share_of_peak"] for record in records])
-    print(f"    {share:.1%} of peak, {waited / seconds:.2%} of the time spent waiting for data", flush=True)
+        loop.Trainer(Path(folder), settings, reader, Phases([phase], None), model, sampler).run()
+        metrics = Path(folder) / "metrics.jsonl"
+        return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
 def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
@@ -112,6 +124,7 @@ def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
 
     def step(batch: int) -> None:
         for start in range(0, batch, micro):
+            is_last = start + micro >= batch
             lengths = [reader.text_tokens(index, "tags") for index in range(start, start + micro)]
             latents = torch.stack([reader.latent(index) for index in range(start, start + micro)]).to(DEVICE).float()
             captions = torch.zeros(micro, max(lengths), config.cap_feat_dim)
@@ -120,10 +133,11 @@ def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
             mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
             times, noise = torch.rand(micro, device=DEVICE), torch.randn_like(latents)
             noisy = flow.noisy(latents, noise, times[:, None, None, None])
-            with accelerator.autocast():
-                prediction = model(noisy, times, captions.to(DEVICE), mask.to(DEVICE), return_dict=False)[0]
-                loss = torch.nn.functional.mse_loss(prediction.float(), latents - noise) * micro / batch
-            accelerator.backward(loss)
+            with nullcontext() if is_last else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    prediction = model(noisy, times, captions.to(DEVICE), mask.to(DEVICE), return_dict=False)[0]
+                    loss = torch.nn.functional.mse_loss(prediction.float(), latents - noise) * micro / batch
+                accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 2.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -132,15 +146,17 @@ def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
     step(micro)
     wait()
     begin = time.perf_counter()
-    step(args.batch)
+    step(args.batch // accelerator.num_processes)
     wait()
     report("diffusers, accelerate, batches of 8", args.batch / (time.perf_counter() - begin))
 
 
 def report(name: str, rate: float) -> None:
-    """One line; the memory is that since the last one."""
+    """One line, of the first process; the memory is that since the last one."""
+    if PartialState().process_index:
+        return
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
-    print(f"{name:36} {rate:6.2f} images/s {memory:5.1f} GiB", flush=True)
+    print(f"{name:52} {rate:6.2f} images/s {memory:5.1f} GiB", flush=True)
 
 
 def main() -> None:
@@ -150,10 +166,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--budget", type=int, default=8_800)
     parser.add_argument("--states", choices=["float32", "int8"], default="float32")
+    parser.add_argument("--masters", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--ema-offload", action="store_true")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     config, side = (SMALL, 16) if args.small else (CONFIG, 128)
+    state = PartialState()  # From here on, "cuda" is the GPU of this process.
     for name in args.names:
         torch._dynamo.reset()
         if name == "diffusers":
@@ -164,6 +183,7 @@ def main() -> None:
         if DEVICE.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":
