@@ -154,17 +154,18 @@ def show(lines: Sequence[Line], pictures_per_second: float, captions_per_second:
         sum(line.bytes_left for line in lines) / 1e9,
         sum(line.seconds for line in lines) / 3600,
     )
-    table = Table("", "size", "number", "cached", "GB", "GB left", "GPU h left", show_footer=True)
-    for column, footer in zip(table.columns, ("together", "", "", "", *map(_short, totals)), strict=True):
+    table = Table("", "size", "number", "GB", "GB left", "h left", show_footer=True)  # For 80 columns.
+    for column, footer in zip(table.columns, ("together", "", "", *map(_short, totals)), strict=True):
         column.footer, column.no_wrap = footer, True
         column.justify = "left" if column in table.columns[:2] else "right"
     for line in lines:
         numbers = (line.bytes / 1e9, line.bytes_left / 1e9, line.seconds / 3600)
-        table.add_row(line.kind, line.size, f"{line.items:,}", f"{line.cached:,}", *map(_short, numbers))
+        table.add_row(line.kind, line.size, f"{line.items:,}", *map(_short, numbers))
     console.print(table)
     console.print(
-        f"for a GPU that encodes {pictures_per_second:,g} pictures of 1024 x 1024 px a second, others by their pixels, "
-        f"and {captions_per_second:,g} captions of 100 tokens, others by theirs; counted in {SAMPLE:,} of each variant",
+        f"hours are for a GPU that encodes {pictures_per_second:,g} pictures of 1024 x 1024 px a second, others by their "
+        f"pixels, and {captions_per_second:,g} captions of 100 tokens, others by theirs; counted in {SAMPLE:,} of each "
+        "variant",
         soft_wrap=True,
     )
 
