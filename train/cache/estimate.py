@@ -163,8 +163,8 @@ def show(lines: Sequence[Line], pictures_per_second: float, captions_per_second:
         table.add_row(line.kind, line.size, f"{line.items:,}", *map(_short, numbers))
     console.print(table)
     console.print(
-        f"hours are for a GPU that encodes {pictures_per_second:,g} pictures of 1024 x 1024 px a second, others by their "
-        f"pixels, and {captions_per_second:,g} captions of 100 tokens, others by theirs; counted in {SAMPLE:,} of each "
+        f"hours are for a GPU that encodes {pictures_per_second:,g} pictures of 1024 x 1024 px a second, others by "
+        f"their pixels, and {captions_per_second:,g} captions of 100 tokens, others by theirs; counted in {SAMPLE:,} of each "
         "variant",
         soft_wrap=True,
     )

@@ -267,7 +267,8 @@ def read_about(work: Path | str, expected: Mapping[str, Mapping[str, Any]] | Non
         for line in differences(dict(fields), {key: about[part][key] for key in fields.keys() & about[part].keys()})
     ]
     if differing:
-        raise UserError("\n".join([f"{path}: not the cache this run needs; run `cache-latents` again:", *differing]))
+        way = "give the model and the `--set cache...` that `cache-latents` was given, or run it again with these"
+        raise UserError("\n".join([f"{path}: not the cache this run needs:", *differing, way]))
     return about
 
 
