@@ -164,10 +164,10 @@ def show(lines: Sequence[Line], pictures_per_second: float, captions_per_second:
     console.print(table)
     console.print(
         f"hours are for a GPU that encodes {pictures_per_second:,g} pictures of 1024 x 1024 px a second, others by "
-        f"their pixels, and {captions_per_second:,g} captions of 100 tokens, others by theirs; counted in {SAMPLE:,} of each "
-        "variant",
+        f"their pixels, and {captions_per_second:,g} captions of 100 tokens, others by theirs",
         soft_wrap=True,
     )
+    console.print(f"tokens are those of {SAMPLE:,} captions of each variant", soft_wrap=True)
 
 
 def _short(number: float) -> str:
