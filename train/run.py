@@ -9,6 +9,8 @@ from shared.errors import UserError
 from shared.files import write_text
 from train.cache.hub import model_folder
 from train.cache.reader import CacheReader
+from train.cache.run import expected
+from train.cache.settings import CacheSettings
 from train.data.draws import check_captions
 from train.data.phases import plan_phases
 from train.loop import Trainer
@@ -22,13 +24,14 @@ from train.samples import Sampler
 from train.settings import TrainSettings
 
 
-def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
+def start(work: Path, model: str, name: str, settings: TrainSettings, cached: CacheSettings | None = None) -> Path:
     """Train the run `name` of a work directory to its last step; returns its last checkpoint.
 
-    Raises UserError where model, cache, settings and an earlier part of the run do not fit together.
+    The cache must have been made with this model, and with the settings `cached` where these are given. Raises
+    UserError where model, cache, settings and an earlier part of the run do not fit together.
     """
     base = model_folder(model)
-    reader = CacheReader(work)
+    reader = CacheReader(work, expected(base, cached))
     check_captions(reader, settings.captions, "train.captions")
     phases = plan_phases(work, reader, settings)
     transformer = build_model(base, settings, reader)
