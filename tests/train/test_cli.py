@@ -14,10 +14,15 @@ from typing import Any
 import pytest
 
 from demo.tiny_lumina import write_tiny_lumina
+from shared.corpus import Corpus
 from shared.pipelines import load
+from tests.train.cache.test_cache import flip, latent_parts
+from tests.train.conftest import SETTINGS as CACHE
 from train import loop
+from train.audit import audit
 from train.cache.manifest import CacheLayout
 from train.cache.reader import CacheReader
+from train.cache.run import cache
 from train.checkpoint import all_of, newest
 from train.cli import main
 from train.data.loader import Step
@@ -111,6 +116,49 @@ def test_a_cache_that_was_made_otherwise_is_refused(train: Train, tmp_path: Path
         "  text.weights",
     ]
     assert lines[2] == "  text.max_tokens: expected 99, found 256"
+
+
+def flip_one(work: Path) -> Path:
+    """Change a byte of a latent."""
+    flip(part := latent_parts(work)[1], 600)
+    return part
+
+
+def remove_one(work: Path) -> Path:
+    part = latent_parts(work)[1]
+    part.unlink()
+    return part
+
+
+@pytest.mark.parametrize(
+    ("damage", "sums"),
+    [(flip_one, "CRC [0-9a-f]{8} where [0-9a-f]{8} was written"), (remove_one, "CRC [0-9a-f]{8} was written")],
+)
+def test_a_cache_that_breaks_while_it_is_trained_on(
+    train: Train,
+    cached: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], Path],
+    sums: str,
+    whole: list[float],
+):
+    broken = []
+    with monkeypatch.context() as patch:
+        # Files that have been opened stay readable: as if the machine had more of them than it keeps open.
+        patch.setattr("train.cache.store.OPEN_FILES", 0)
+        after(patch, 3, lambda: broken.append(damage(cached)))
+        text = problem(train("run"))
+    assert re.search(rf"error: {re.escape(str(broken[0]))} row \d, image [0-9a-f]{{64}}: .*{sums}", text)
+    assert "delete those shards, run `cache-latents`, and start the same command again" in text
+    assert newest(cached / "runs" / "run") is not None
+    assert "start the same command again" in problem(train("run"))
+    broken[0].unlink(missing_ok=True)  # As the message says.
+    cache(cached, Corpus(str(cached.parent / "pictures")), tiny_model, CACHE)
+    code, output, _ = train("run")
+    assert (code, "going on from" in output) == (0, True)
+    assert losses(cached, "run") == whole
+    assert audit(cached, "run").problems == []
 
 
 def test_a_cache_that_is_not_there(train: Train, cached: Path):
