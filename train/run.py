@@ -7,6 +7,7 @@ import yaml
 
 from shared.errors import UserError
 from shared.files import write_text
+from shared.tensors import CorruptTensor
 from train.cache.hub import DRAWING, model_folder
 from train.cache.reader import CacheReader
 from train.cache.run import expected
@@ -28,17 +29,27 @@ def start(work: Path, model: str, name: str, settings: TrainSettings, cached: Ca
     """Train the run `name` of a work directory to its last step; returns its last checkpoint.
 
     `cached` says how the cache should have been made, by default as `cache-latents` does it by default. Raises
-    UserError where model, cache, settings and an earlier part of the run do not fit together.
+    UserError where model, cache, settings and an earlier part of the run do not fit together, and for a damaged cache.
     """
+    try:
+        return _trainer(work, model, name, settings, cached or CacheSettings()).run()
+    except CorruptTensor as error:
+        raise UserError(
+            f"{error}\n`cache-latents verify` names all that is damaged: delete those shards, run `cache-latents`, and "
+            "start the same command again; it goes on from the newest checkpoint"
+        ) from error
+
+
+def _trainer(work: Path, model: str, name: str, settings: TrainSettings, cached: CacheSettings) -> Trainer:
     base = model_folder(model, DRAWING)
-    reader = CacheReader(work, expected(base, cached or CacheSettings()))
+    reader = CacheReader(work, expected(base, cached))
     check_captions(reader, settings.captions, "train.captions")
     phases = plan_phases(work, reader, settings)
     transformer = build_model(base, settings, reader)
     sampler = Sampler(settings.samples, model, work, reader)
     folder = work / "runs" / name
     write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    return Trainer(folder, settings, reader, phases, transformer, sampler).run()
+    return Trainer(folder, settings, reader, phases, transformer, sampler)
 
 
 def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lumina2DiT:

@@ -267,8 +267,10 @@ def read_about(work: Path | str, expected: Mapping[str, Mapping[str, Any]] | Non
         for line in differences(dict(fields), {key: about[part][key] for key in fields.keys() & about[part].keys()})
     ]
     if differing:
-        way = "give the model and the `--set cache...` that `cache-latents` was given, or run it again with these"
-        raise UserError("\n".join([f"{path}: not the cache this run needs:", *differing, way]))
+        raise UserError(
+            f"{path}: not the cache of this model and these settings; run `cache-latents` again, or give the --model "
+            "and the --set that it was made with:\n" + "\n".join(differing)
+        )
     return about
 
 
