@@ -138,7 +138,7 @@ def told(folder: Path) -> Iterator[None]:
         while not end.wait(2.0):
             if (parts := len(list(folder.glob("part-*")))) > known:
                 known = parts
-                print(f"        {parts} parts, {rate(folder):,.0f}/s", flush=True)
+                print(f"        {parts} parts, {rate(folder):,.1f}/s", flush=True)
 
     thread = threading.Thread(target=tell)
     thread.start()

@@ -4,24 +4,17 @@ Every different tag is looked up once (`Lookup`); what it becomes is then a matt
 batch at a time.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from caption.persons import Persons, contradicts, persons
-from caption.vocabulary import Vocabulary
-from shared.safety import MINOR_TAGS
-from shared.spelling import tag_name
+from caption.lookup import REASONS, Bools, Ints, Lookup, Table
+from caption.persons import Persons, contradicts
 from shared.stages import TAG
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 REMOVED = pa.struct(
     [
@@ -47,99 +40,7 @@ NORMAL = pa.schema(
 
 ORIGINS = ("source", "tagger", "rule")
 
-REASONS = ("", "alias", "denied", "unknown", "empty", "conflict")
-"""It is there; it has another name now; it is not wanted; the vocabulary does not have it; there is nothing left of it;
-the source says otherwise."""
-
-KEPT, CONFLICT = REASONS[:2], REASONS.index("conflict")
-
-
-class Known(NamedTuple):
-    """What becomes of a tag as it is given."""
-
-    given: str
-    name: str
-    place: int
-    """Equal where names are."""
-    category: str
-    reason: int
-    """Place in REASONS."""
-    general: bool
-    evident: bool
-    """Whether captions leave it out where another tag implies it."""
-    persons: Persons | None
-    parents: tuple[int, ...]
-    """Numbers of the tags that follow from it."""
-
-
-@dataclass
-class Lookup:
-    """All tags that were given so far, by number."""
-
-    vocabulary: Vocabulary
-    denied: frozenset[str] = frozenset()
-    """Canonical names. The safety rule's are never denied."""
-    drop_unknown: bool = False
-    known: list[Known] = field(default_factory=list)
-    _numbers: dict[str, int] = field(default_factory=dict)
-    _places: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.number("general ")  # There is always one.
-
-    def number(self, key: str) -> int:
-        """The number of a tag, given as its category, a blank, and its name."""
-        found = self._numbers.get(key)
-        if found is None:
-            category, _, given = key.partition(" ")
-            self.known.append(self._look_up(given, category))
-            found = self._numbers[key] = len(self.known) - 1
-        return found
-
-    def _look_up(self, given: str, category: str) -> Known:
-        name = self.vocabulary.resolve(given)
-        entry = self.vocabulary.tags.get(name)
-        category = entry.category if entry else category
-        parents = [self.number(f"general {parent}") for parent in self.vocabulary.implied.get(name, ())]
-        return Known(
-            given,
-            name,
-            self._places.setdefault(name, len(self._places)),
-            category,
-            REASONS.index(self._reason(given, name)),
-            category == "general",
-            category == "general" and name not in MINOR_TAGS,
-            persons(name),
-            tuple(parent for parent in parents if REASONS[self.known[parent].reason] in KEPT),
-        )
-
-    def _reason(self, given: str, name: str) -> str:
-        if not name:
-            return "empty"
-        if name in MINOR_TAGS or not (name in self.denied or self._unwanted(name)):
-            return "" if name == tag_name(given) else "alias"
-        return "denied" if name in self.denied else "unknown"
-
-    def _unwanted(self, name: str) -> bool:
-        return self.drop_unknown and name not in self.vocabulary.tags
-
-
-class Table:
-    """The tags of a `Lookup` as columns, by number."""
-
-    def __init__(self, known: Sequence[Known]) -> None:
-        given, names, place, categories, reason, general, evident, persons, parents = zip(*known, strict=True)
-        self.given, self.names, self.categories = (pa.array(words, pa.string()) for words in (given, names, categories))
-        self.place: Ints = np.array(place, np.int64)
-        self.reason: Ints = np.array(reason, np.int64)
-        self.kept: Bools = self.reason < len(KEPT)
-        self.general: Bools = np.array(general)
-        self.evident: Bools = np.array(evident)
-        self.counting: Bools = np.array([one is not None for one in persons])
-        self.persons: Sequence[Persons] = persons
-        self.parents: Ints = np.array(list(chain.from_iterable(parents)), np.int64)
-        self.parent_count: Ints = np.array(list(map(len, parents)), np.int64)
-        self.parent_start: Ints = np.cumsum(self.parent_count) - self.parent_count
+CONFLICT = REASONS.index("conflict")
 
 
 @dataclass
@@ -164,7 +65,7 @@ def normalise(batch: pa.RecordBatch, lookup: Lookup) -> pa.RecordBatch:
     """Rows of NORMAL for rows of image_id, the source's tags and rating, the tagger's tags and rating."""
     image_ids, source, rating, tagger, guess = batch.columns
     given = _given(source, 0, lookup) + _given(tagger, 1, lookup)
-    table = Table(lookup.known)
+    table = lookup.table()
     against = _conflicts(given, table)
     valid = given[~against]
     tags = _united(valid[table.kept[valid.number]] + _implied(valid, table), table)
@@ -184,7 +85,7 @@ def _given(column: pa.ListArray, origin: int, lookup: Lookup) -> Given:
     """The tags of a column. Each different one is looked at once."""
     flat = column.flatten()
     keys = pc.binary_join_element_wise(flat.field("category"), flat.field("name"), " ").dictionary_encode()
-    numbers = [lookup.number(key) for key in keys.dictionary.to_pylist()]
+    numbers = list(map(lookup.number, keys.dictionary.to_numpy(zero_copy_only=False).tolist()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     return Given(
         np.repeat(np.arange(len(column)), lengths),
@@ -238,7 +139,7 @@ def _united(given: Given, table: Table) -> Given:
 
 def _in_rows(row: Ints, place: Ints) -> Ints:
     """Puts tags in the order of their pictures, those of a picture by their place."""
-    order: Ints = np.lexsort((place, row))
+    order: Ints = np.argsort(row * (place.max(initial=0) + 1) + place, kind="stable")
     return order
 
 

@@ -47,7 +47,8 @@ def write_part(
     """Write what `change` makes of the rows of a query about the pictures of one part."""
     # Of its own, for a cluster may do a task twice.
     temporary = Path(tempfile.mkdtemp(prefix=f".{part.number:05}.", suffix=".tmp", dir=folder))
-    with connect(tables, deciders, temporary) as connection:
+    with connect(tables, deciders, temporary, part.bounds()) as connection:
+        connection.execute("SET threads = 1")  # The other cores have parts of their own.
         write_parts(change(read(connection, query)), temporary, schema)
     (temporary / "part-00000.parquet").replace(folder / f"part-{part.number:05}.parquet")
     shutil.rmtree(temporary)

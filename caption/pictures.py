@@ -1,20 +1,26 @@
 """What the tables before `compose` know of each picture, in runs of image ids."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from caption.variants import GROUPS
 from caption.write import Tag, make_tag, make_text, one_line
 from shared.tables import PART_ROWS
 
-MODIFIERS = ("rating", "quality", "year")
-"""Groups of what is said of a picture beside its tags."""
+Ints = NDArray[np.int64]
+
+SAID = {"rating": "rating", "quality_tag": "quality", "year_tag": "year", "text": "text"}
+"""Columns of what is said of a picture beside its tags, and the groups of tags that they become."""
 
 OPTIONAL = ("tags", "quality", "ocr", "describe")
 """Tables that are used where they are there."""
@@ -82,31 +88,55 @@ def ranges(connection: duckdb.DuckDBPyConnection) -> tuple[int, list[Range]]:
 
 def pictures(batch: pa.RecordBatch, always: Sequence[str]) -> Iterator[Picture]:
     """The pictures of a batch of `Range.query`; the tags `always` are never dropped."""
-    tags = _tags(batch["tags"], frozenset(always))
-    columns = (batch[name].to_pylist() for name in batch.schema.names if name != "tags")
-    for own, image_id, rating, quality, year, text, descriptions, caption in zip(tags, *columns, strict=True):
-        said = [make_tag(name, group) for name, group in zip((rating, quality, year), MODIFIERS, strict=True) if name]
-        sentences = {item["style"]: one_line(item["text"]) for item in descriptions or ()}
-        yield Picture(
-            image_id,
-            sorted([tag for tag in (*own, *said, make_text(text)) if tag is not None], key=attrgetter("rank")),
-            sentences | {"source": one_line(caption)},
-        )
+    image_ids, captions = _texts(batch["image_id"]), _texts(batch["caption"])
+    descriptions, tags = batch["descriptions"].to_pylist(), _tags(batch, frozenset(always))
+    for image_id, caption, said, own in zip(image_ids, captions, descriptions, tags, strict=True):
+        sentences = {item["style"]: one_line(item["text"]) for item in said or ()}
+        yield Picture(image_id, own, sentences | {"source": one_line(caption)})
 
 
-def _tags(column: pa.ListArray, always: frozenset[str]) -> Iterator[list[Tag | None]]:
-    """The tags of each picture. Each different one is looked at once: they are most of the work."""
-    flat = column.flatten()
-    keys = pc.binary_join_element_wise(flat.field("category"), flat.field("name"), " ").dictionary_encode()
-    known = [
-        make_tag(name, category, name in always)
-        for category, _, name in (key.partition(" ") for key in keys.dictionary.to_pylist())
-    ]
-    tags = [known[index] for index in keys.indices.to_numpy().tolist()]
-    start = 0
-    for length in pc.list_value_length(column).to_pylist():
-        yield tags[start : start + length]
-        start += length
+def _texts(column: pa.StringArray) -> list[Any]:
+    """Texts as Python has them, many times faster than `to_pylist`."""
+    texts: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+    return texts
+
+
+def _tags(batch: pa.RecordBatch, always: frozenset[str]) -> Iterator[list[Tag]]:
+    """The tags of each picture with what is said beside them, in the order of their groups.
+
+    Each different one is looked at once; the rest is a matter of numbers, for all pictures of the batch at a time.
+    """
+    flat, lengths = batch["tags"].flatten(), pc.fill_null(pc.list_value_length(batch["tags"]), 0).to_numpy()
+    keys = pc.binary_join_element_wise(flat.field("category"), flat.field("name"), " ")
+    makers: list[Callable[[str], Tag | None]] = [partial(_own_tag, always=always)]
+    columns, rows = [keys], [np.repeat(np.arange(len(batch)), lengths)]
+    for name, group in SAID.items():
+        makers.append(make_text if group == "text" else partial(make_tag, category=group))
+        columns.append(batch[name].drop_null())
+        rows.append(np.flatnonzero(batch[name].is_valid()))
+
+    known: list[Tag | None] = []
+    numbers = []
+    for make, column in zip(makers, columns, strict=True):
+        encoded = column.dictionary_encode()
+        numbers.append(encoded.indices.to_numpy() + len(known))
+        known += map(make, _texts(encoded.dictionary))
+    return _by_row(len(batch), known, np.concatenate(numbers), np.concatenate(rows))
+
+
+def _own_tag(key: str, always: frozenset[str]) -> Tag | None:
+    category, _, name = key.partition(" ")
+    return make_tag(name, category, name in always)
+
+
+def _by_row(rows: int, known: Sequence[Tag | None], number: Ints, row: Ints) -> Iterator[list[Tag]]:
+    """The tags of each row in the order of their groups, those of a group as they are given."""
+    rank = np.array([-1 if tag is None else tag.rank for tag in known], np.int64)[number]
+    there = rank >= 0
+    order = np.argsort(row[there] * len(GROUPS) + rank[there], kind="stable")
+    found: list[Any] = list(map(known.__getitem__, number[there][order].tolist()))
+    for start, end in pairwise([0, *np.cumsum(np.bincount(row[there], minlength=rows)).tolist()]):
+        yield found[start:end]
 
 
 _SHOWN = "coalesce([tag FOR tag IN tags.tags IF list_position(tags.implied, tag.name) IS NULL], [])"

@@ -246,7 +246,9 @@ def _onnx(folder: Path) -> table.Model:
     import torch
     from torch import nn
 
-    session = onnxruntime.InferenceSession(folder / ONNX, providers=onnxruntime.get_available_providers())
+    # TensorRT, which the package for GPUs names first, builds an engine for minutes, and anew for each size of a batch.
+    providers = [name for name in onnxruntime.get_available_providers() if name != "TensorrtExecutionProvider"]
+    session = onnxruntime.InferenceSession(folder / ONNX, providers=providers)
     (entry,) = session.get_inputs()
 
     class Tagger(nn.Module):

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import model_validator
 
-from caption.normalise import NORMAL, Lookup, normalise
+from caption.lookup import Lookup
+from caption.normalise import NORMAL, normalise
 from caption.parts import write_part, write_table
 from caption.pictures import Range
 from caption.vocabulary import Vocabulary, read_vocabulary
@@ -101,7 +102,7 @@ def _query(tables: Mapping[str, Path], part: Range) -> str:
     there, bounds = "tagger" in tables, part.bounds()
     return f"""
         SELECT image_id, merge.tags, merge.rating, {"tagger.tags, tagger.rating" if there else _NO_TAGGER}
-        FROM merge SEMI JOIN (FROM survivors WHERE {bounds}) USING (image_id)
+        FROM merge SEMI JOIN survivors USING (image_id)
         {f"LEFT JOIN (FROM tagger WHERE {bounds}) AS tagger USING (image_id)" if there else ""}
         WHERE {bounds} ORDER BY image_id
     """

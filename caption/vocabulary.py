@@ -2,6 +2,7 @@
 
 What contradicts itself in them never decides by chance, and is reported:
 
+    not active     an alias or implication that was deleted or not approved  ignored
     nothing        an alias or implication without a name, or to itself     ignored
     tag            an alias of a name that is a tag of its own              ignored: the tag stays
     safety         an alias that would hide a tag of the safety rule        ignored
@@ -15,7 +16,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,7 +47,7 @@ class Entry(NamedTuple):
 class Problem(NamedTuple):
     """What was wrong with a statement."""
 
-    kind: Literal["nothing", "tag", "safety", "ambiguous", "alias cycle", "implied cycle"]
+    kind: Literal["not active", "nothing", "tag", "safety", "ambiguous", "alias cycle", "implied cycle"]
     name: str
     others: tuple[str, ...]
 
@@ -133,11 +134,11 @@ def _broken(graph: Graph, kind: Literal["alias cycle", "implied cycle"], problem
 def read_vocabulary(tags: Path | None, aliases: Path | None, implications: Path | None) -> Vocabulary:
     """The vocabulary of files; each may be missing. Raises UserError where one cannot be used."""
     entries, own = read_tags(tags) if tags else ({}, [])
-    return build(
-        entries,
-        [*own, *(read_pairs(aliases) if aliases else ())],
-        read_pairs(implications) if implications else (),
-    )
+    further, gone = read_pairs(aliases) if aliases else ([], [])
+    implied, never = read_pairs(implications) if implications else ([], [])
+    found = build(entries, [*own, *further], implied)
+    inactive = (Problem("not active", name, (target,)) for name, target in sorted({*gone, *never}))
+    return replace(found, problems=(*inactive, *found.problems))
 
 
 def read_tags(path: Path) -> tuple[dict[str, Entry], list[tuple[str, str]]]:
@@ -167,20 +168,21 @@ def _split(aliases: str) -> list[str]:
     return [alias for alias in re.split(",(?!_)", aliases) if alias]
 
 
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """The active aliases or implications of a dump: .jsonl, .csv with a header, or .parquet."""
+def read_pairs(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The aliases or implications of a dump (.jsonl, .csv with a header, or .parquet): active ones, and all others."""
     if path.suffix not in (".csv", ".jsonl", ".parquet"):
         raise UserError(f"{path}: a dump of aliases or implications is one of .csv, .jsonl, .parquet")
-    pairs = []
+    active: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
     row: Any = None
     try:
         for row in _rows(path):
             name, target, status = (row[column] for column in COLUMNS)
-            if status == "active":
-                pairs.append((tag_name(name or ""), tag_name(target or "")))
+            pairs = active if status == "active" else others
+            pairs.append((tag_name(name or ""), tag_name(target or "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{path}: {row!r:.80}: {error!r}; a row has {', '.join(COLUMNS)}") from None
-    return pairs
+    return active, others
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -105,19 +105,21 @@ class Stage(Generic[S]):
     named by module, version and settings alone. Any other table is written once per fingerprint, as a whole."""
 
 
-def connect(tables: Mapping[str, Path], deciders: Sequence[str], folder: Path) -> duckdb.DuckDBPyConnection:
+def connect(
+    tables: Mapping[str, Path], deciders: Sequence[str], folder: Path, bounds: str = "true"
+) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with a view per table, and `survivors` (image_id): what all deciders keep.
 
-    What does not fit into its memory goes to `folder`.
+    What does not fit into its memory goes to `folder`. `bounds`, SQL about `image_id`, says among which pictures there
+    may be survivors: who asks about a few need not read the decisions about all.
     """
     connection = open_database(folder)
     for name, folder in tables.items():
         connection.execute(f'CREATE VIEW "{name}" AS {rows_of(folder)}')  # `describe` is a word of SQL.
     if deciders:
-        dropped = " UNION ALL ".join(f'SELECT image_id FROM "{name}" WHERE NOT keep' for name in deciders)
-        connection.execute(
-            f'CREATE VIEW survivors AS SELECT image_id FROM "{deciders[0]}" WHERE image_id NOT IN ({dropped})'
-        )
+        dropped = " UNION ALL ".join(f'SELECT image_id FROM "{name}" WHERE NOT keep AND {bounds}' for name in deciders)
+        first = f'SELECT image_id FROM "{deciders[0]}" WHERE {bounds}'
+        connection.execute(f"CREATE VIEW survivors AS {first} AND image_id NOT IN ({dropped})")
     return connection
 
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 import caption.pictures
 import curate.filter
-from caption.normalise import NORMAL, Lookup, normalise
+from caption.lookup import Lookup
+from caption.normalise import NORMAL, normalise
 from caption.persons import contradicts, persons
 from caption.tags import STAGE, TagsSettings, make_lookup
 from caption.vocabulary import Entry, Vocabulary, build
@@ -248,6 +249,9 @@ def test_batches_are_as_picture_after_picture(pictures, deny, drop_unknown):
                 first = next(given for given in tagger if VOCABULARY.resolve(given["name"]) == one["name"])
                 assert math.isclose(one["confidence"], first["confidence"])
     assert normalise(batch.slice(1), lookup).equals(found.slice(1)), "in any company"
+    growing = Lookup(VOCABULARY, denied, drop_unknown)
+    for row in range(len(batch)):
+        assert normalise(batch.slice(row, 1), growing).equals(found.slice(row, 1)), "whatever was looked up before"
 
 
 @given(SOURCE, TAGGER, st.sets(GIVEN), st.booleans())

@@ -150,7 +150,14 @@ def write(path: Path, rows) -> Path:
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_dumps_are_read_in_three_forms(kind, tmp_path):
     found = read_pairs(write(tmp_path / f"dump.{kind}", ROWS))
-    assert found == [("longhair", "long_hair"), ("old_name", "1"), ("z", "")]
+    assert found == ([("longhair", "long_hair"), ("old_name", "1"), ("z", "")], [("x", "y")])
+
+
+def test_what_is_not_active_is_ignored_and_reported(tmp_path):
+    file = write(tmp_path / "dump.jsonl", ROWS)
+    for found in read_vocabulary(None, file, None), read_vocabulary(None, None, file):
+        assert "x" not in found.aliases.keys() | found.implied.keys()
+        assert problems(found) == [("not active", "x", ("y",)), ("nothing", "z", ("",))]
 
 
 @pytest.mark.parametrize(

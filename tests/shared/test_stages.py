@@ -42,6 +42,17 @@ def test_survivors_are_what_every_decider_keeps(tmp_path: Path) -> None:
     ]
 
 
+def test_survivors_of_a_few_pictures(tmp_path: Path) -> None:
+    tables = {
+        "exact": table(tmp_path / "exact", decisions(a=True, b=False, c=True, d=True)),
+        "near": table(tmp_path / "near", decisions(a=True, c=False, d=True)),
+    }
+    with connect(tables, ("exact", "near"), tmp_path, "image_id >= 'b'") as connection:
+        assert connection.sql("FROM survivors").fetchall() == [("d",)]
+        plan = connection.sql("EXPLAIN FROM survivors").fetchall()[0][1]
+    assert plan.count("'b'") >= 3, "of no decider all decisions are read"
+
+
 def test_rows_of_items_that_left_are_hidden(tmp_path: Path) -> None:
     folder = table(tmp_path / "run [1]", pa.table({"location": ["a", "b"], "size": [1, 1], "x": [7, 8]}))
     pq.write_table(pa.table({"location": ["b", "a"], "size": [1, 2]}), folder / "live.parquet")
