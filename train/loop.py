@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+import yaml
 
 from shared.errors import UserError
+from shared.files import write_text
 from shared.progress import console
 from train import checkpoint
 from train.cache.reader import CacheReader
@@ -220,6 +222,10 @@ class Trainer:
         """The records of the run, which the first rank keeps for all."""
         if self._ranks.rank != 0:
             return nullcontext()
+        # Not before what was there has been found to fit: `train audit` goes by these settings.
+        write_text(
+            self._folder / "config.yaml", yaml.safe_dump(self._settings.model_dump(mode="json"), sort_keys=False)
+        )
         peak = peak_flops(self._device) * float(self._ranks.count)
         return Reports(self._folder, first, self._settings.steps, peak)
 

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import torch
-import yaml
 
 from shared.errors import UserError
-from shared.files import write_text
 from shared.tensors import CorruptTensor
 from train.cache.hub import DRAWING, model_folder
 from train.cache.reader import CacheReader
@@ -47,9 +45,7 @@ def _trainer(work: Path, model: str, name: str, settings: TrainSettings, cached:
     phases = plan_phases(work, reader, settings)
     transformer = build_model(base, settings, reader)
     sampler = Sampler(settings.samples, model, work, reader)
-    folder = work / "runs" / name
-    write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    return Trainer(folder, settings, reader, phases, transformer, sampler)
+    return Trainer(work / "runs" / name, settings, reader, phases, transformer, sampler)
 
 
 def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lumina2DiT:

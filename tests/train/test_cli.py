@@ -23,7 +23,7 @@ from train.audit import audit
 from train.cache.manifest import CacheLayout
 from train.cache.reader import CacheReader
 from train.cache.run import cache
-from train.checkpoint import all_of, newest
+from train.checkpoint import all_of, damage, newest
 from train.cli import main
 from train.data.loader import Step
 from train.metrics import Metrics
@@ -130,7 +130,7 @@ def remove_one(work: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("damage", "sums"),
+    ("breaks", "sums"),
     [(flip_one, "CRC [0-9a-f]{8} where [0-9a-f]{8} was written"), (remove_one, "CRC [0-9a-f]{8} was written")],
 )
 def test_a_cache_that_breaks_while_it_is_trained_on(
@@ -138,7 +138,7 @@ def test_a_cache_that_breaks_while_it_is_trained_on(
     cached: Path,
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
-    damage: Callable[[Path], Path],
+    breaks: Callable[[Path], Path],
     sums: str,
     whole: list[float],
 ):
@@ -146,7 +146,7 @@ def test_a_cache_that_breaks_while_it_is_trained_on(
     with monkeypatch.context() as patch:
         # Files that have been opened stay readable: as if the machine had more of them than it keeps open.
         patch.setattr("train.cache.store.OPEN_FILES", 0)
-        after(patch, 3, lambda: broken.append(damage(cached)))
+        after(patch, 3, lambda: broken.append(breaks(cached)))
         text = problem(train("run"))
     assert re.search(rf"error: {re.escape(str(broken[0]))} row \d, image [0-9a-f]{{64}}: .*{sums}", text)
     assert "delete those shards, run `cache-latents`, and start the same command again" in text
@@ -200,6 +200,17 @@ def test_asked_to_stop_while_a_checkpoint_is_written(
     assert [int(path.name) for path in all_of(run)] == sorted({2, 4, *range(6, int(done), 2), int(done)})
     assert newest(run) == all_of(run)[-1]
     assert train("run")[0] == 0
+    assert losses(cached, "run") == whole
+
+
+def test_a_truncated_checkpoint_is_passed_over_and_written_anew(train: Train, cached: Path, whole: list[float]):
+    assert train("run", "--set=train.steps=4")[0] == 0
+    last = newest(cached / "runs" / "run")
+    assert last is not None
+    os.truncate(last / "optimizer" / "optimizer.safetensors", 1000)
+    code, output, _ = train("run")
+    assert (code, f"{last}: passed over, optimizer/optimizer.safetensors has 1,000 of" in output) == (0, True)
+    assert damage(last) == ""
     assert losses(cached, "run") == whole
 
 

@@ -227,10 +227,11 @@ def test_exported_folder_draws_through_diffusers(train: Train, tiny_model: Path,
 
 
 @pytest.mark.parametrize(("change", "field"), [({"seed": 5}, "seed"), ({"batch": 3}, "batch")])
-def test_a_run_does_not_go_on_with_other_samples(train: Train, change: dict[str, object], field: str):
+def test_a_run_does_not_go_on_with_other_samples(train: Train, cached: Path, change: dict[str, object], field: str):
     train("run", steps=2)
     with pytest.raises(UserError, match=f"{field}: expected"):
         train("run", **change)
+    assert audit(cached, "run").problems == []  # The settings that were refused are not taken for the run's.
 
 
 def test_sizes_that_are_no_multiple_are_refused_before_training(train: Train):

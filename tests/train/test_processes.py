@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 from shared.errors import UserError
 from shared.pipelines import load
+from train.audit import audit
 from train.checkpoint import newest
 from train.model.weights import load_state
 from train.records import read
@@ -45,8 +46,8 @@ def launch(cached: Path, tiny_model: Path) -> Iterator[Launch]:
     """Start processes, which talk over gloo."""
     started = []
 
-    def run(command: list[str], name: str) -> subprocess.Popen[str]:
-        overrides = [f"--set=train.{key}={value}" for key, value in SETTINGS.items()]
+    def run(command: list[str], name: str, **changes: object) -> subprocess.Popen[str]:
+        overrides = [f"--set=train.{key}={value}" for key, value in {**SETTINGS, **changes}.items()]
         process = subprocess.Popen(
             [*command, "--work", str(cached), "--model", str(tiny_model), "--name", name, *overrides],
             stdout=subprocess.PIPE,
@@ -88,20 +89,26 @@ def records(cached: Path, name: str) -> list[dict[str, Any]]:
     return read(cached / "runs" / name / "metrics.jsonl")
 
 
-def test_killed_twice_across_epochs_and_gone_on_with_other_numbers_of_processes(
+def test_killed_twice_across_epochs_and_gone_on_with_other_processes_micro_batches_and_recomputation(
     launch: Launch, cached: Path, tiny_model: Path
 ):
     settings = load(cached / "pipeline.yaml", overrides=[f"train.{key}={value}" for key, value in SETTINGS.items()])
     train = partial(start, cached, str(tiny_model), settings=settings.sections["train"])
     train("alone")
     checkpoints = cached / "runs" / "killed" / "checkpoints"
-    for processes, step in ((4, 2), (2, 4)):  # 11 pictures, 7 in a step: epochs end within the steps 1, 3 and 4.
-        process = launch([*FORKED, str(processes), free_port()], "killed")
+    cuts = (
+        (4, 2, {"token_budget": 1, "recompute": "everything"}),
+        (2, 4, {"token_budget": 150, "recompute": "cheap"}),
+    )
+    for processes, step, changes in cuts:  # 11 pictures, 7 in a step: epochs end within the steps 1, 3 and 4.
+        process = launch([*FORKED, str(processes), free_port()], "killed", **changes)
         wait_for(process, checkpoints / f"{step:08}")
         kill(cached)
         process.wait()
     assert (checkpoints / "00000004" / "optimizer" / "optimizer-00002-of-00002.safetensors").exists()
     train("killed")
+    found = audit(cached, "killed")
+    assert (found.steps, found.samples, found.fewest, found.most, found.problems) == (6, 42, 3, 4, [])
     alone, killed = records(cached, "alone"), records(cached, "killed")
     assert [record["step"] for record in alone] == list(range(SETTINGS["steps"]))
     for key in "step", "samples":

@@ -1,11 +1,16 @@
 """Phases of a run: what each sees, how often, and that one goes on where another stopped."""
 
+from collections import Counter
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.corpus import Corpus
@@ -64,6 +69,39 @@ def test_phases_that_see_the_same_go_on_with_it(scored: Path):
         assert two.at(step).samples(step).tolist() == one.at(step).samples(step).tolist()
         assert two.at(step).epochs(step) == one.at(step).epochs(step)
     assert [two.at(step).learning_rate for step in (2, 3)] == [2e-4, 1e-5]
+
+
+HALVES = {None: ("", "g"), "image_id < '8'": ("", "8"), "image_id > '8'": ("8", "g")}
+"""Conditions, and the ids between which they hold."""
+
+
+@limits(max_examples=25, deadline=None)
+@given(
+    wheres=st.lists(st.sampled_from(list(HALVES)), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    batch=st.integers(1, 30),
+    seed=st.integers(0, 2**40),
+)
+def test_counts_never_differ_by_more_than_one_whatever_phases_lie_between(
+    cached_once: Path, wheres: list[str | None], lengths: list[int], batch: int, seed: int
+):
+    firsts = list(accumulate(lengths, initial=0))
+    stretches = list(zip(wheres, pairwise(firsts), strict=False))
+    plan = phases(
+        cached_once,
+        *(PhaseSettings(first=first, where=where) for where, (first, _) in stretches),
+        batch=batch,
+        seed=seed,
+    )
+    reader = CacheReader(cached_once)
+    ids = [reader.image_id(index) for index in range(reader.images)]
+    for where, (low, high) in HALVES.items():
+        steps = [step for one, ends in stretches if one == where for step in range(*ends)]
+        counts = Counter(ids[index] for step in steps for index in plan.at(step).samples(step))
+        seen = [counts.pop(one, 0) for one in ids if low <= one < high]
+        assert sum(seen) == len(steps) * batch
+        assert not counts  # No others.
+        assert max(seen) - min(seen) <= 1
 
 
 def test_phases_that_see_others_have_an_order_of_their_own(scored: Path):
