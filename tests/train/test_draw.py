@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from shared.errors import UserError
 from train import prompts
+from train.cache.settings import CacheSettings
 from train.cli import app
 from train.draw import parameters
 from train.model.weights import load_transformer, save_transformer
@@ -75,7 +76,7 @@ def test_a_picture_can_be_made_again_from_what_it_says(
         "Model": str(checkpoint),
         "Model step": "7",
         "Model weights": "averaged",
-        "Prompt prefix": "You are an assistant designed to generate anime images based on textual prompts. <Prompt Start> ",
+        "Prompt prefix": CacheSettings().prompt_prefix,
     }
     assert opened(made).size == (64, 32)
     sample("a cat, 日本語", *common, "--steps", 2, "--size", "64x32", "--seed", 8, *options[6:])
