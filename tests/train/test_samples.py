@@ -27,7 +27,8 @@ def model(tiny_model: Path) -> Lumina2DiT:
 def drawn(settings: SampleSettings, tiny_model: Path, work: Path, model: Lumina2DiT) -> Image.Image:
     path = Sampler(settings, str(tiny_model), work, CacheReader(work)).draw(model, work / "grid.png")
     assert model.training
-    return Image.open(path)
+    with Image.open(path) as sheet:
+        return sheet.convert("RGB")
 
 
 def test_every_prompt_is_drawn_at_every_size(tiny_model: Path, cached: Path, model: Lumina2DiT):
