@@ -9,6 +9,7 @@ import yaml
 
 from shared.errors import UserError
 from shared.pipelines import load
+from train.cache.settings import CacheSettings
 from train.export import Dtype, Format
 from train.settings import TrainSettings
 
@@ -40,13 +41,14 @@ def train(
     """Train, or go on where the run of this name stopped."""
     if context.invoked_subcommand is not None:
         return
-    settings = cast(TrainSettings, load(work / "pipeline.yaml", overrides=overrides).sections["train"])
+    sections = load(work / "pipeline.yaml", overrides=overrides).sections
+    settings = cast(TrainSettings, sections["train"])
     if dry_run:
         typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         return
     from train.run import start
 
-    start(work, model, name, settings)
+    start(work, model, name, settings, cast(CacheSettings, sections["cache"]))
 
 
 @app.command()

@@ -1,14 +1,17 @@
 """A run from its settings: what it reads, what it builds, where it writes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-import yaml
 
 from shared.errors import UserError
-from shared.files import write_text
+from shared.tensors import CorruptTensor
 from train.cache.hub import model_folder
+from train.cache.manifest import read_about
 from train.cache.reader import CacheReader
+from train.cache.run import expected
+from train.cache.settings import CacheSettings
 from train.data.draws import check_captions
 from train.data.phases import plan_phases
 from train.loop import Trainer
@@ -22,20 +25,34 @@ from train.samples import Sampler
 from train.settings import TrainSettings
 
 
-def start(work: Path, model: str, name: str, settings: TrainSettings) -> Path:
+def start(
+    work: Path, model: str, name: str, settings: TrainSettings, cache_settings: CacheSettings | None = None
+) -> Path:
     """Train the run `name` of a work directory to its last step; returns its last checkpoint.
 
-    Raises UserError where model, cache, settings and an earlier part of the run do not fit together.
+    The cache must be that of the model, and of the cache's settings where they are given.
+
+    Raises UserError where model, cache, settings and an earlier part of the run do not fit together, and where a tensor
+    of the cache is not what was written.
     """
     base = model_folder(model)
     reader = CacheReader(work)
     check_captions(reader, settings.captions)
     phases = plan_phases(work, reader, settings)
-    transformer = build_model(base, settings, reader)
-    sampler = Sampler(settings.samples, base, reader)
     folder = work / "runs" / name
-    write_text(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-    return Trainer(folder, settings, reader, phases, transformer, sampler).run()
+    with ThreadPoolExecutor(1) as pool:
+        # Reading the encoders' weights takes seconds, in which the transformer is loaded.
+        checked = pool.submit(lambda: read_about(work, expected(base, cache_settings)))
+        transformer = build_model(base, settings, reader)
+        checked.result()
+    try:
+        sampler = Sampler(settings.samples, base, reader)
+        return Trainer(folder, settings, reader, phases, transformer, sampler).run()
+    except CorruptTensor as error:
+        raise UserError(
+            f"{error}\nthe newest checkpoint has nothing of it: put that file back as it was, or delete it and run "
+            "`cache-latents`, then start the same command again"
+        ) from error
 
 
 def build_model(base: Path, settings: TrainSettings, reader: CacheReader) -> Lumina2DiT:
