@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.corpus import Corpus
@@ -31,8 +33,8 @@ def scored(cached: Path) -> Path:
     return cached
 
 
-def phases(work: Path, *settings: PhaseSettings, batch: int = 4, **others: object) -> Phases:
-    run = TrainSettings(phases=settings, batch=batch, **others)  # type: ignore[arg-type]
+def phases(work: Path, *parts: PhaseSettings, batch: int = 4, **others: object) -> Phases:
+    run = TrainSettings(phases=parts, batch=batch, **others)  # type: ignore[arg-type]
     return plan_phases(work, CacheReader(work), run)
 
 
@@ -64,6 +66,29 @@ def test_phases_that_see_the_same_go_on_with_it(scored: Path):
         assert two.at(step).samples(step).tolist() == one.at(step).samples(step).tolist()
         assert two.at(step).epochs(step) == one.at(step).epochs(step)
     assert [two.at(step).learning_rate for step in (2, 3)] == [2e-4, 1e-5]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limits=st.lists(st.sampled_from((2, 7, 11)), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    batch=st.integers(1, 25),
+    seed=st.integers(0, 2**40),
+)
+def test_counts_of_pictures_that_are_seen_alike_never_differ_by_more_than_one(
+    scored: Path, limits: list[int], lengths: list[int], batch: int, seed: int
+):
+    firsts = [sum(lengths[:number]) for number in range(len(limits) + 1)]
+    parts = [PhaseSettings(first=first, where=f"score < {limit}") for first, limit in zip(firsts, limits, strict=False)]
+    plan = phases(scored, *parts, batch=batch, seed=seed)
+    counts = {limit: np.zeros(11, np.int64) for limit in limits}
+    for step in range(firsts[-1]):
+        number = sum(first <= step for first in firsts) - 1
+        np.add.at(counts[limits[number]], plan.at(step).samples(step), 1)
+    for limit, seen in counts.items():
+        assert seen.sum() == batch * sum(length for one, length in zip(limits, lengths, strict=False) if one == limit)
+        assert not seen[limit:].any()
+        assert np.ptp(seen[:limit]) <= 1
 
 
 def test_phases_that_see_others_have_an_order_of_their_own(scored: Path):
