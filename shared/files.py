@@ -40,19 +40,27 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
-        if temporary.exists():
-            _fsync(temporary)
-            temporary.replace(path)
-            fsync_folder(path.parent)
+        with full_disk_named(path):
+            yield temporary
+            if temporary.exists():
+                _fsync(temporary)
+                temporary.replace(path)
+                fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Raise UserError when the disk is full while `path` is written."""
+    try:
+        yield
     except OSError as error:
         if error.errno in FULL:
             raise UserError(
                 f"{path}: {os.strerror(error.errno)}; what is finished is kept: make room and start the command again"
             ) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

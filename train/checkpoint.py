@@ -4,7 +4,8 @@
       transformer/         the weights, in the diffusers layout
       transformer_ema/     their moving average, likewise; adapter/ and adapter_ema/ where those learn
       optimizer/           state of the optimiser, by the names of the weights
-      state.json           step, seed and cache: what has to fit for the run to go on; size and sum of every file
+      state.json           step, seed and cache: what has to fit for the run to go on; size and sum of every file,
+                           of its own contents too
 
 Each rank writes the weights that it owns: one file with one rank, shards with an index with several. Either is read by
 any number of ranks. The folder appears under its name only when it is complete.
@@ -24,6 +25,7 @@ from shared.errors import UserError
 from shared.files import file_sha256
 from shared.fingerprint import differences
 from shared.progress import console
+from shared.sealed import is_sealed
 from train.ema import Ema, copy_into
 from train.model.names import State as Tensors
 from train.model.weights import read_sharded
@@ -31,7 +33,7 @@ from train.optimizer import restore_state, state_tensors
 from train.settings import TrainSettings
 from train.trained import Trained
 
-VERSION = 3
+VERSION = 4
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
@@ -128,9 +130,12 @@ def newest(run: Path) -> Path | None:
 def damage(path: Path) -> str:
     """What of a checkpoint is not as it was written; empty: nothing."""
     try:
-        files: dict[str, dict[str, Any]] = read_manifest(path)["files"]
-    except (OSError, ValueError, KeyError) as error:
+        document = (path / STATE_FILE).read_bytes()
+    except OSError as error:
         return f"{STATE_FILE} cannot be read ({error})"
+    if not is_sealed(document):
+        return f"{STATE_FILE} has other bytes than were written"
+    files: dict[str, dict[str, Any]] = json.loads(document)["files"]
     with ThreadPoolExecutor() as pool:
         return next(filter(None, pool.map(lambda name: _changed(path / name, files[name]), sorted(files))), "")
 

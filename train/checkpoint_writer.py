@@ -11,10 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shared.errors import UserError
 from shared.files import fsync_folder, write_text
+from shared.sealed import seal
 from train.checkpoint import STATE_FILE, Learner, State, all_of, describe, folder_of, path_of
 from train.model.names import State as Tensors
 from train.model.weights import save_index, save_tensors, shard_of
@@ -26,7 +27,11 @@ PATIENCE = 1800.0
 
 
 class CheckpointWriter:
-    """Saves the checkpoints of a run, one at a time, and deletes those that are not kept."""
+    """Saves the checkpoints of a run, one at a time, and deletes those that are not kept.
+
+    A context manager: of a run that fails, the checkpoint that is being written is finished, unless others have a part
+    in it, for they may be gone.
+    """
 
     def __init__(self, run: Path, settings: CheckpointSettings, learner: Learner, ranks: Ranks) -> None:
         self._run, self._settings, self._learner, self._ranks = run, settings, learner, ranks
@@ -36,6 +41,13 @@ class CheckpointWriter:
         if ranks.rank == 0:
             for left in folder_of(run).glob(".*"):
                 shutil.rmtree(left, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and self._thread is not None and self._ranks.count == 1:
+            self._thread.join()
 
     def save(self, state: State, extra: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint of `state.step`; of all ranks together. `extra` is kept in state.json.
@@ -99,7 +111,7 @@ class CheckpointWriter:
         beside = [save_index(temporary / file, self._shards) for file in files]
         beside += self._learner.trained.describe(temporary)
         sums |= {str(file.relative_to(temporary)): describe(file) for file in beside if file is not None}
-        write_text(temporary / STATE_FILE, json.dumps({**manifest, "files": sums}, indent=2) + "\n")
+        write_text(temporary / STATE_FILE, seal({**manifest, "files": sums}).decode())
         if target.exists():  # Trained once more from an older one: this is the newer.
             shutil.rmtree(target)
         temporary.rename(target)

@@ -81,9 +81,12 @@ class Trainer:
         """Train to the last step, or until asked to stop, from the newest checkpoint if there is one; returns the last
         checkpoint."""
         first = last = self._resume()
+        if self._ranks.rank == 0:
+            config = yaml.safe_dump(self._settings.model_dump(mode="json"), sort_keys=False)
+            write_text(self._folder / "config.yaml", config)
         self._announce(first)
-        checkpoints = CheckpointWriter(self._folder, self._settings.checkpoints, self._learner, self._ranks)
-        with self._reports(first) as reports, requests() as request, self._watch:
+        writer = CheckpointWriter(self._folder, self._settings.checkpoints, self._learner, self._ranks)
+        with writer as checkpoints, self._reports(first) as reports, requests() as request, self._watch:
             for step in self._loader().steps(first, self._settings.steps):
                 self._step(step, reports)
                 last = step.number + 1

@@ -89,6 +89,8 @@ def restore_state(
     tensors: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
     """Take over what `state_tensors` gave; the weights must be restored afterwards. KeyErrors name what is missing."""
+    if not tensors:
+        return  # No step had been taken, so there was none.
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight, dtype=torch.float32)
     optimizer.step()  # In its first one, it makes its state.

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shared.files import write_text
+from shared.files import full_disk_named, write_text
 
 METRICS, VALIDATION, SKIPPED = "metrics.jsonl", "validation.jsonl", "skipped.jsonl"
 """Of every step, of every look at held-out pictures, of steps that were not taken."""
@@ -23,8 +23,8 @@ class Records:
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a record, which has a `step`."""
-        with self._path.open("a", encoding="utf-8") as file:
+        """Append a record, which has a `step`. Raises UserError when the disk is full."""
+        with full_disk_named(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 

@@ -1,10 +1,6 @@
-"""`train` as several processes, as a launcher starts them, but forked from one that has imported everything.
-
-python forked.py PROCESSES PORT ARGUMENT...
-"""
+"""Several processes, as a launcher starts them, but forked from one that has imported everything."""
 
 import os
-import sys
 from collections.abc import Callable
 
 import torch
@@ -33,11 +29,3 @@ def fork(count: int, port: str, run: Callable[[], object]) -> int:
             os._exit(0)
         ranks.append(child)
     return max(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks)
-
-
-if __name__ == "__main__":
-    import train.run  # noqa: F401 - what takes long to import
-    from train.cli import main
-
-    count, port, sys.argv[1:] = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    sys.exit(fork(count, port, main))

@@ -133,7 +133,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "optimizer/optimizer.safetensors has other bytes": flip,
     "transformer/diffusion_pytorch_model.safetensors has .* of .* bytes": truncate,
     "transformer_ema/config.json is missing": lambda path: (path / "transformer_ema" / "config.json").unlink(),
-    "state.json cannot be read": lambda path: (path / "state.json").write_text("{"),
+    "state.json has other bytes": lambda path: (path / "state.json").write_text("{"),
     "state.json cannot be read .*No such file": lambda path: (path / "state.json").unlink(),
 }
 
@@ -146,6 +146,30 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, message: str, capsy
     assert checkpoint.newest(tmp_path) == checkpoint.path_of(tmp_path, 1)
     printed = capsys.readouterr().out
     assert re.search(f"00000002: passed over, {message}", printed)
+
+
+def test_any_changed_byte_of_what_a_checkpoint_says_is_noticed(tmp_path: Path) -> None:
+    file = saved(tmp_path, 2) / "state.json"
+    written = file.read_bytes()
+    for position in range(len(written)):
+        file.write_bytes(written[:position] + bytes([written[position] ^ 1]) + written[position + 1 :])
+        assert checkpoint.damage(file.parent) == "state.json has other bytes than were written"
+    file.write_bytes(written)
+    assert not checkpoint.damage(file.parent)
+
+
+def test_a_checkpoint_before_the_first_step_that_was_taken(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    one = learner(0)
+    one.optimizer.state.clear()
+    checkpoints = writer(tmp_path, one)
+    checkpoints.save(state(1), {})
+    checkpoints.wait()
+    fresh = learner(1)
+    fresh.optimizer.state.clear()
+    fresh.restore(checkpoint.path_of(tmp_path, 1))
+    assert equal(everything(fresh), everything(one))
+    assert not fresh.optimizer.state
 
 
 def test_where_all_are_damaged_nothing_begins_anew(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import json
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from shared.corpus import Corpus
 from shared.errors import UserError
+from train import loop
 from train.audit import audit
 from train.cache.reader import CacheReader
+from train.cache.run import cache
+from train.cache.settings import CacheSettings
 from train.checkpoint import all_of
 from train.data.loader import Step
 from train.data.plan import Plan
@@ -28,9 +33,19 @@ from train.model import weights
 from train.model.weights import load_state, load_transformer
 from train.records import read
 from train.run import start
-from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings, ValidationSettings
+from train.settings import (
+    CheckpointSettings,
+    GuardSettings,
+    LoraSettings,
+    OptimizerSettings,
+    PhaseSettings,
+    SampleSettings,
+    TrainSettings,
+    ValidationSettings,
+)
 from train.signals import SIGNALS
 from train.validation import Validation
+from train.watch import Watch
 
 SETTINGS = TrainSettings(
     steps=6,
@@ -89,6 +104,52 @@ def test_interrupted_equals_uninterrupted(train: Train, states: str, masters: st
         assert stored == {torch.float32 if file == "transformer_ema" else getattr(torch, masters)}
 
 
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_interrupted_equals_uninterrupted_with_all_that_a_run_may_have(
+    curated: Path, tiny_model: Path, lora: LoraSettings | None, monkeypatch: pytest.MonkeyPatch
+):
+    cache(curated, Corpus(str(curated.parent / "pictures")), tiny_model, CacheSettings(areas=(32, 64), shard_rows=4))
+    changes = {
+        "phases": (
+            PhaseSettings(areas=(32,), balance="1 + len(captions)"),
+            PhaseSettings(first=2, areas=(32, 64), balance="1 + len(captions)", learning_rate=3e-3),
+            PhaseSettings(first=4, where="len(captions) > 0"),
+        ),
+        "loss_weight": "1 + len(captions)",
+        "pooled_loss": 0.5,
+        "captions": {"tags": 3.0},
+        "caption_dropout": 0.3,
+        "lora": lora,
+        "freeze": () if lora else ("text", "layers.0-2"),
+        "optimizer": OptimizerSettings(learning_rate=1e-3, warmup=1, schedule="cosine", weight_decay=0.1),
+        "guard": GuardSettings(norm_factor=1.01, window=1),
+        "validation": ValidationSettings(share=0.4, every=2, times=2),
+        "checkpoints": CheckpointSettings(every=1),
+        "samples": SampleSettings(every=9, steps=1, prompts=("1girl",)),
+    }
+    settings = SETTINGS.model_copy(update=changes)
+    for name, stops in ("whole", ()), ("cut", (1, 3, 4)):
+        for stop in stops:
+            with monkeypatch.context() as patch:
+                patch.setattr(Metrics, "add", partialmethod(interrupted, Metrics.add, stop))
+                with pytest.raises(KeyboardInterrupt):
+                    start(curated, str(tiny_model), name, settings)
+        start(curated, str(tiny_model), name, settings)
+    whole, cut = curated / "runs" / "whole", curated / "runs" / "cut"
+    assert losses(cut) == losses(whole)
+    for file in "skipped.jsonl", "validation.jsonl":
+        assert (cut / file).read_bytes() == (whole / file).read_bytes()
+        assert read(whole / file)
+    for file in (whole / "checkpoints/00000006").rglob("*.safetensors"):
+        assert (cut / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def interrupted(metrics: Metrics, add: Callable[..., None], stop: int, step: Step, *rest: Any) -> None:
+    if step.number == stop:
+        raise KeyboardInterrupt
+    add(metrics, step, *rest)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_stops(
     train: Train, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -108,6 +169,22 @@ def test_a_signal_saves_and_stops(
     assert [path.name for path in all_of(run)] == ["00000002", "00000003"]
     train("run")
     assert losses(run) == losses(train("whole"))
+
+
+def test_a_loader_that_stalls_is_named(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    latent, said = CacheReader.latent, []
+
+    def stalling(reader: CacheReader, index: int) -> torch.Tensor:
+        while not any("waiting for the loader, step 1, for 0." in line for line in said):
+            said.append(capsys.readouterr().err)
+            time.sleep(0.01)
+        return latent(reader, index)
+
+    monkeypatch.setattr(loop, "Watch", partial(Watch, 0.1))
+    monkeypatch.setattr(CacheReader, "latent", stalling)
+    assert len(losses(train("run", steps=1))) == 1
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(train: Train, monkeypatch: pytest.MonkeyPatch):

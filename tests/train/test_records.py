@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.errors import UserError
 from train.records import Records, read
 
 
@@ -21,6 +23,16 @@ def test_a_resumed_run_leaves_a_record_for_each_step(tmp_path: Path):
     resumed.add({"step": 4, "loss": 9.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 0, "loss": 0.0}, {"step": 2, "loss": 0.2}, {"step": 4, "loss": 9.0}]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_is_named(tmp_path: Path):
+    path = tmp_path / "some.jsonl"
+    records = Records(path, 0)
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"some\.jsonl: No space left on device; .*make room"):
+        records.add({"step": 0, "loss": 1.0})
 
 
 def test_no_file_has_no_records(tmp_path: Path):

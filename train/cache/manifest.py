@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from shared.errors import UserError
 from shared.files import atomic_file, atomic_folder, file_sha256
 from shared.fingerprint import differences, fingerprint
+from shared.sealed import is_sealed, seal
 from shared.tensors import Page, description, pages
 from train.cache.error import errors, read_columns
 from train.cache.store import cache_store
@@ -108,15 +109,8 @@ def finalise(work: Path, latents: dict[str, Any], text: dict[str, Any], curated:
         about["files"] = _digests(layout, latents, text) | {
             f"manifest/{name}.parquet": file_sha256(temporary / f"{name}.parquet") for name in tables
         }
-        (temporary / "manifest.json").write_bytes(_document(about))
+        (temporary / "manifest.json").write_bytes(seal(about))
     return str(about["identity"])
-
-
-def _document(about: Mapping[str, Any]) -> bytes:
-    """manifest.json: `about`, and a `seal` by which a change of any byte is noticed."""
-    sealed = {key: value for key, value in about.items() if key != "seal"}
-    sealed["seal"] = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
-    return (json.dumps(sealed, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _digests(layout: CacheLayout, latents: dict[str, Any], text: dict[str, Any]) -> dict[str, str]:
@@ -259,7 +253,7 @@ def read_about(work: Path | str, expected: Mapping[str, Mapping[str, Any]] | Non
     about = _parsed(document)
     if about.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path}: format {about['format']}, this version reads {FORMAT}; run `cache-latents` again")
-    if document != _document(about):
+    if not is_sealed(document):
         raise UserError(f"{path}: damaged: not the bytes that were written; run `cache-latents finalize`")
     differing = [
         f"  {part}.{line}"

@@ -36,8 +36,8 @@ def scored(cached: Path) -> Path:
     return cached
 
 
-def phases(work: Path, *settings: PhaseSettings, batch: int = 4, **others: object) -> Phases:
-    run = TrainSettings(phases=settings, batch=batch, **others)  # type: ignore[arg-type]
+def phases(work: Path, *parts: PhaseSettings, batch: int = 4, **others: object) -> Phases:
+    run = TrainSettings(phases=parts, batch=batch, **others)  # type: ignore[arg-type]
     return plan_phases(work, CacheReader(work), run)
 
 
