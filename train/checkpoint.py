@@ -52,6 +52,8 @@ class State:
     """Which weights learn."""
     optimizer: str
     """What its state consists of."""
+    pictures: str
+    """Which are held out, and what the phases that have begun show. Those to come may change, and learning rates."""
     version: int = VERSION
 
 
@@ -62,7 +64,11 @@ def state_of(step: int, settings: TrainSettings, cache: str) -> State:
         learning += f" but {', '.join(sorted(settings.freeze))}"
     if settings.lora is not None:
         learning = f"adapters of rank {settings.lora.rank} on {', '.join(sorted(settings.lora.targets))}"
-    return State(step, settings.seed, settings.batch, cache, learning, settings.optimizer.states)
+    begun = [
+        phase.model_dump_json(exclude={"learning_rate"}) for phase in settings.phases if phase.first < max(1, step)
+    ]
+    pictures = f"{settings.validation.share:g} held out; {', '.join(begun)}"
+    return State(step, settings.seed, settings.batch, cache, learning, settings.optimizer.states, pictures)
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_state(path: Path, expected: State) -> int:
+def check_state(path: Path, settings: TrainSettings, cache: str) -> int:
     """The step of a checkpoint. Raises UserError listing what differs where a run would not go on as it was."""
     manifest = read_manifest(path)
     step = int(manifest["step"])
-    found = {name: manifest.get(name) for name in asdict(expected)}
-    if problems := differences({**asdict(expected), "step": step}, found):
+    expected = asdict(state_of(step, settings, cache))
+    if problems := differences(expected, {name: manifest.get(name) for name in expected}):
         raise UserError(
             f"{path} belongs to another run:\n  "
             + "\n  ".join(problems)

@@ -204,7 +204,7 @@ class Trainer:
         path = self._ranks.first(checkpoint.newest(self._folder) if self._ranks.rank == 0 else None)
         if path is None:
             return 0
-        step = checkpoint.check_state(path, checkpoint.state_of(0, self._settings, self._reader.identity))
+        step = checkpoint.check_state(path, self._settings, self._reader.identity)
         self._learner.restore(path)
         self._guard.restore(checkpoint.read_manifest(path)["guard"])
         self._masters.publish()

@@ -228,7 +228,7 @@ def test_what_was_written_is_what_the_state_says(tmp_path: Path) -> None:
     files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     assert set(manifest["files"]) == files - {"state.json"}
     assert load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert checkpoint.check_state(path, state(0)) == 3
+    assert checkpoint.check_state(path, SETTINGS, "cache") == 3
     other = SETTINGS.model_copy(update={"freeze": ("text",), "seed": 4})
     with pytest.raises(UserError, match=r'(?s)learning: expected "all weights but text".*seed: expected 4, found 0'):
-        checkpoint.check_state(path, checkpoint.state_of(0, other, "cache"))
+        checkpoint.check_state(path, other, "cache")

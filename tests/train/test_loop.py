@@ -289,6 +289,14 @@ def test_learning_rate_rises_over_the_warmup(train: Train):
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3, 1e-3, 1e-3])
 
 
+def test_phases_to_come_and_learning_rates_may_change(train: Train, cached: Path):
+    train("run", steps=2)
+    phases = (PhaseSettings(learning_rate=1e-4), PhaseSettings(first=4, where="len(captions) > 0"))
+    run = train("run", phases=phases)
+    assert [record["learning_rate"] for record in read(run / "metrics.jsonl")][2:4] == pytest.approx([1e-4, 1e-4])
+    assert audit(cached, "run").problems == []
+
+
 def test_exported_folder_draws_through_diffusers(train: Train, tiny_model: Path, tmp_path: Path):
     run = train("run", steps=2)
     checkpoint = run / "checkpoints/00000002"
@@ -303,7 +311,15 @@ def test_exported_folder_draws_through_diffusers(train: Train, tiny_model: Path,
         write(run, tmp_path / "no", str(tiny_model), form="diffusers", dtype="float32", raw=True)
 
 
-@pytest.mark.parametrize(("change", "field"), [({"seed": 5}, "seed"), ({"batch": 3}, "batch")])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"seed": 5}, "seed"),
+        ({"batch": 3}, "batch"),
+        ({"validation": ValidationSettings(share=0.4)}, "pictures"),
+        ({"phases": (PhaseSettings(where="len(captions) > 0"),)}, "pictures"),
+    ],
+)
 def test_a_run_does_not_go_on_with_other_samples(train: Train, cached: Path, change: dict[str, object], field: str):
     train("run", steps=2)
     with pytest.raises(UserError, match=f"{field}: expected"):
