@@ -89,3 +89,11 @@ def test_another_encoder_is_refused(cached: Path, tiny_model: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"not the one that the cache was made with:\n  weights: expected"):
         ask([NEW], other, cached)
     assert not (cached / "prompts").exists()
+
+
+def test_a_cache_made_on_another_device_is_as_good(cached: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = CacheReader(cached)
+    expected = embed([NEW], str(tiny_model), cached, reader)
+    reader.text_settings |= {"compute": "bfloat16", "attention": "flex_attention"}
+    monkeypatch.setattr(prompts, "TextEncoder", None)
+    assert torch.equal(embed([NEW], str(tiny_model), cached, reader)[NEW], expected[NEW])
