@@ -169,10 +169,12 @@ def test_a_loader_that_stalls_is_named(
     train: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     watch, latent, printed = loop.Watch, CacheReader.latent, []
+    end = time.monotonic() + 60
 
     def stalled(reader: CacheReader, index: int) -> Any:
-        while not any("waiting for the loader, step 1, for" in text for text in printed):
+        while time.monotonic() < end and "waiting for the loader, step 1, for" not in "".join(printed):
             printed.append(capfd.readouterr().err)
+            time.sleep(0.01)
         return latent(reader, index)
 
     monkeypatch.setattr(loop, "Watch", lambda rank: watch(0.05, rank))
@@ -237,9 +239,11 @@ def test_killed_by_a_second_signal_while_a_checkpoint_is_written(
         while not list(run.glob("checkpoints/.00000004/transformer/*")):
             assert process.poll() is None
             time.sleep(0.05)
-        while process.poll() is None:  # Of the first it takes note.
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:  # Of the first it takes note.
             process.terminate()
             time.sleep(0.05)
+        process.kill()
     assert process.returncode == -signal.SIGTERM
     assert [path.name for path in all_of(run)] == ["00000002"]
     code, output, _ = train("run")
