@@ -1,9 +1,11 @@
 """Training: the same numbers however it is cut and interrupted, and weights that others can use."""
 
+import io
 import json
 import math
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial, partialmethod
@@ -171,20 +173,20 @@ def test_a_signal_saves_and_stops(
     assert losses(run) == losses(train("whole"))
 
 
-def test_a_loader_that_stalls_is_named(
-    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    latent, said = CacheReader.latent, []
+def test_a_loader_that_stalls_is_named(train: Train, monkeypatch: pytest.MonkeyPatch):
+    latent, printed, named, end = CacheReader.latent, io.StringIO(), "waiting for the loader, step 1, for ", []
 
     def stalling(reader: CacheReader, index: int) -> torch.Tensor:
-        while not any("waiting for the loader, step 1, for 0." in line for line in said):
-            said.append(capsys.readouterr().err)
+        end.append(time.monotonic() + 10)
+        while named not in printed.getvalue() and time.monotonic() < end[0]:
             time.sleep(0.01)
         return latent(reader, index)
 
+    monkeypatch.setattr(sys, "stderr", printed)
     monkeypatch.setattr(loop, "Watch", partial(Watch, 0.1))
     monkeypatch.setattr(CacheReader, "latent", stalling)
     assert len(losses(train("run", steps=1))) == 1
+    assert named in printed.getvalue()
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(train: Train, monkeypatch: pytest.MonkeyPatch):

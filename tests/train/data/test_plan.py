@@ -65,6 +65,8 @@ def test_golden_order():
         [8, 6, 0, 3],
     ]
     assert receipt(plan.step(0)) == "dbc641905408ff41"
+    weighted = Plan(seed=0, samples=4, batch=4, weights=np.array([0.5, 0.5, 1.0, 2.0]), stream=1)
+    assert [weighted.step(step).tolist() for step in range(3)] == [[0, 2, 3, 3], [2, 1, 3, 3], [3, 0, 3, 2]]
 
 
 def test_receipt_tells_orders_apart():
