@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo.corpus import write_corpus
+from demo.corpus import write_corpus, write_vocabulary
 from demo.report import compare
 from demo.tiny_lumina import write_tiny_lumina
 from shared.progress import clock, console
@@ -17,11 +17,14 @@ WORK = Path("work/demo")
 def main() -> None:
     """The whole pipeline on a fresh machine."""
     start = time.monotonic()
-    corpus, model = WORK / "corpus", WORK / "tiny-lumina"
+    corpus, model, names = WORK / "corpus", WORK / "tiny-lumina", WORK / "tags.csv"
     if not corpus.exists():
         say("drawing the corpus")
+        write_vocabulary(names)
         write_corpus(corpus)
-    command("curate", "run", str(corpus), "--pipeline", "demo", "--work", str(WORK))
+    command(
+        "curate", "run", str(corpus), "--pipeline", "demo", "--work", str(WORK), "--set", f"tags.vocabulary={names}"
+    )
     compare(WORK / "truth.csv", WORK)
     if not model.exists():
         say("building a miniature Lumina-Image-2.0")

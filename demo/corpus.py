@@ -82,6 +82,13 @@ def write_corpus(folder: Path, seed: int = 0, counts: Counts | None = None) -> P
     return truth
 
 
+def write_vocabulary(path: Path, counts: Counts | None = None) -> Path:
+    """Write which tags are names of characters, as lists of Danbooru's tags have it: most of the metadata do not say."""
+    per_character = (counts or Counts()).per_character
+    path.write_text("".join(f'{one.name},4,{per_character},""\n' for one in CHARACTERS), encoding="utf-8")
+    return path
+
+
 def distinct_originals(rng: random.Random, per_character: int) -> Iterator[Planted]:
     """Pictures whose perceptual hashes lie apart, so that what is a duplicate is never a matter of taste.
 

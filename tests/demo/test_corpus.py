@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from caption.vocabulary import read_vocabulary
 from demo.characters import CHARACTERS
-from demo.corpus import Counts, write_corpus
+from demo.corpus import Counts, write_corpus, write_vocabulary
 
 COUNTS = Counts(
     per_character=2, byte_copy=2, reencode=3, resize=2, crop=2, costume_variant=2, corrupt=4, flat=2, tiny=2
@@ -136,3 +137,9 @@ def test_pictures_have_metadata_that_names_their_character(corpus: Path, truth: 
 
 def test_names_do_not_tell_the_kind(truth: list[Row]) -> None:
     assert all(kind not in row["file"] for row in truth for kind in (row["kind"], row["character"] or "?"))
+
+
+def test_the_vocabulary_knows_the_names(tmp_path: Path) -> None:
+    found = read_vocabulary(write_vocabulary(tmp_path / "tags.csv"), None, None)
+    assert not found.problems
+    assert {name: entry.category for name, entry in found.tags.items()} == {one.name: "character" for one in CHARACTERS}
