@@ -17,10 +17,9 @@ WORK = Path("work/demo")
 def main() -> None:
     """The whole pipeline on a fresh machine."""
     start = time.monotonic()
-    corpus, model, names = WORK / "corpus", WORK / "tiny-lumina", WORK / "tags.csv"
+    corpus, model, names = WORK / "corpus", WORK / "tiny-lumina", write_vocabulary(WORK / "tags.csv")
     if not corpus.exists():
         say("drawing the corpus")
-        write_vocabulary(names)
         write_corpus(corpus)
     command(
         "curate", "run", str(corpus), "--pipeline", "demo", "--work", str(WORK), "--set", f"tags.vocabulary={names}"

@@ -83,8 +83,9 @@ def write_corpus(folder: Path, seed: int = 0, counts: Counts | None = None) -> P
 
 
 def write_vocabulary(path: Path, counts: Counts | None = None) -> Path:
-    """Write which tags are names of characters, as lists of Danbooru's tags have it: most of the metadata do not say."""
+    """Write which tags are names, as lists of Danbooru's tags have it: most of the metadata do not say."""
     per_character = (counts or Counts()).per_character
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f'{one.name},4,{per_character},""\n' for one in CHARACTERS), encoding="utf-8")
     return path
 
