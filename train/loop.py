@@ -26,7 +26,6 @@ from train.model.parts import rate_factors
 from train.model.recompute import Recompute
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
-from train.plot import plot
 from train.precision import MasterWeights, to_float8
 from train.ranks import Ranks
 from train.samples import Sampler
@@ -98,7 +97,9 @@ class Trainer:
                     break
             with self._watch.doing("writing the last checkpoint"):
                 checkpoints.wait()
-        if self._ranks.rank == 0:
+        if self._ranks.rank == 0 and first < last == self._settings.steps:
+            from train.plot import plot
+
             plot([self._folder], self._folder / "plot.png")
         return checkpoint.path_of(self._folder, last)
 

@@ -1,7 +1,7 @@
 """`train plot`: the records of runs as a picture.
 
 Runs are drawn over the samples they have seen, so that those of different batches compare. Nothing is drawn where no
-run has numbers for it.
+run has numbers for it. A colour is a run, a style of line is what is drawn of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,58 +13,30 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
-from numpy.typing import NDArray
 
-from shared.errors import UserError
 from shared.files import atomic_file
-from train.records import METRICS, SKIPPED, VALIDATION, read
+from train.history import History, Numbers, read_history, smoothed, window_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Told apart by the colour-blind (Okabe and Ito, "Color Universal Design", 2008)."""
+GREY = "0.3"
+"""In legends, of what is the same for all runs."""
 STYLES = ("-", "--", ":", "-.")
-SMOOTH = 50
-"""A line is smoothed over this part of its steps."""
 COLUMNS = 3
 WIDTH, HEIGHT = 5.2, 3.4
 """Of a panel, in inches."""
+OUTLIERS = 0.005
+"""Share of the single steps that may lie above a panel, and as many below it."""
+ROOM = 0.1
+"""Of a panel's height, for each row of its legend."""
 
-SEEN = "samples seen"
-
-Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class History:
-    """What a run has recorded of itself."""
-
-    name: str
-    steps: Sequence[dict[str, Any]]
-    validations: Sequence[dict[str, Any]]
-    skipped: Sequence[dict[str, Any]]
-    seen: Numbers
-    """Samples seen after each step."""
-
-    def column(self, name: str) -> Numbers:
-        """A number of every step; NaN where there is none."""
-        return np.array([step.get(name) for step in self.steps], dtype=np.float64)
-
-    def seen_at(self, records: Sequence[dict[str, Any]]) -> Numbers:
-        """Samples seen after the steps of some records."""
-        places = np.searchsorted([step["step"] for step in self.steps], [record["step"] for record in records])
-        return self.seen[np.minimum(places, len(self.seen) - 1)]
-
-
-def read_history(run: Path) -> History:
-    """Raises UserError where no step of a run is recorded."""
-    steps, validations, skipped = (read(run / file) for file in (METRICS, VALIDATION, SKIPPED))
-    if not steps:
-        raise UserError(f"{run}: no step is recorded there; give the --name of a run")
-    return History(run.name, steps, validations, skipped, np.cumsum([step["images"] for step in steps], dtype=float))
+SEEN, TIMES = "samples seen", "time, from noise (0) to data (1)"
 
 
 def plot(runs: Sequence[Path], out: Path) -> Path:
-    """Draw runs, folders WORK/runs/NAME, into a PNG."""
+    """Draw runs, folders WORK/runs/NAME, into a PNG. Raises UserError where no step of one is recorded."""
     figure = draw([read_history(run) for run in runs])
     with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -76,118 +48,147 @@ def draw(histories: Sequence[History]) -> Figure:
     panels = [(title, panel) for title, panel in PANELS.items() if any(map(panel.has, histories))]
     rows = -(-len(panels) // COLUMNS)
     figure = Figure(figsize=(COLUMNS * WIDTH, rows * HEIGHT + 0.5), layout="constrained")
+    runs = [Run(history, colour, histories) for history, colour in zip(histories, cycle(COLOURS))]
     for number, (title, panel) in enumerate(panels):
         axes = figure.add_subplot(rows, COLUMNS, number + 1)
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        axes.set_xlabel(panel.across, fontsize=8)
-        axes.tick_params(labelsize=8, which="both")
-        if panel.across is SEEN:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        for history, colour in zip(histories, cycle(COLOURS)):
-            if panel.has(history):
-                panel.draw(axes, Series(history, colour, f"{history.name}: " * (len(histories) > 1)))
-        if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend(fontsize=7, frameon=False)
-    figure.suptitle(", ".join(history.name for history in histories), fontsize=12)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        _across(axes, panel.across, max(history.seen[-1] for history in histories))
+        for run in runs:
+            if panel.has(run.history):
+                panel.draw(axes, run)
+        _up(axes, _legend(axes, runs), panel.from_zero)
+    key = [Line2D([], [], color=run.colour, linewidth=3, label=run.about) for run in runs]
+    figure.legend(handles=key, loc="outside upper left", ncols=COLUMNS, fontsize=11, frameon=False)
     return figure
 
 
-def smoothed(values: Numbers, window: int) -> Numbers:
-    """The mean of the values within half a window on either side; NaN counts for nothing."""
-    kernel = np.ones(min(2 * (window // 2) + 1, len(values)))
-    there = np.isfinite(values)
-    sums, counts = (np.convolve(one, kernel, "same") for one in (np.where(there, values, 0.0), there.astype(float)))
-    return _ratio(sums, np.round(counts))
+def _across(axes: Axes, across: str, seen: float) -> None:
+    """The axis to the right, the same in all panels over samples; and what is alike everywhere."""
+    axes.set_xlabel(across, fontsize=9)
+    axes.tick_params(labelsize=9, which="both")
+    axes.set_xlim(0, 1.01 * seen if across is SEEN else 1)
+    if across is SEEN:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def by_time(steps: Sequence[dict[str, Any]]) -> Numbers:
-    """The mean loss of some steps in each part of the times."""
-    losses = np.array([step["loss_by_time"] for step in steps], dtype=np.float64)
-    there = np.isfinite(losses)
-    return _ratio(np.where(there, losses, 0.0).sum(axis=0), there.sum(axis=0))
+def _legend(axes: Axes, runs: Sequence["Run"]) -> int:
+    """What the styles of lines mean, where there are several; returns the rows it takes."""
+    lines = {str(label): line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(lines) < 2:
+        return 0
+    key = [Line2D([], [], label=label) for label in lines]
+    for handle, line in zip(key, lines.values(), strict=True):
+        handle.update_from(line)
+        handle.set_color(GREY if len(runs) > 1 else runs[0].colour)
+    axes.legend(handles=key, loc="upper right", ncols=2, fontsize=8, frameon=False, borderaxespad=0.2)
+    return -(-len(lines) // 2)
 
 
-def _ratio(sums: Numbers, counts: NDArray[Any]) -> Numbers:
-    """NaN where nothing is counted."""
-    means: Numbers = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
-    return means
+def _up(axes: Axes, rows: int, from_zero: bool) -> None:
+    """Limits that leave out a few single steps, not what is smoothed, and have room for the rows of a legend."""
+    ends = []
+    for line in axes.lines:
+        values = np.asarray(line.get_ydata(), dtype=np.float64)
+        values = values[np.isfinite(values)]
+        if len(values) and line.get_transform() is axes.transData:
+            share = OUTLIERS if line.get_alpha() else 0
+            ends += [np.quantile(values, share, method="lower"), np.quantile(values, 1 - share, method="higher")]
+    if not ends:
+        return
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.array([0 if from_zero else min(ends), max(ends)]))
+    height = (high - low) or abs(high) or 1
+    limits = np.array([low - (0 if from_zero else 0.05) * height, high + (0.05 + ROOM * rows) * height])
+    axes.set_ylim(*scale.inverted().transform(limits))
 
 
 @dataclass(frozen=True)
-class Series:
+class Run:
     """A run as it is drawn in every panel."""
 
     history: History
     colour: str
-    prefix: str
-    """Of what the legend says of it: its name, unless it is alone."""
+    others: Sequence[History]
+    """All that are drawn, itself too."""
+
+    @property
+    def about(self) -> str:
+        """For the legend of the whole."""
+        return f"{self.history.name}: {len(self.history.steps):,} steps, {self.history.seen[-1]:,.0f} samples"
 
     def line(self, axes: Axes, across: Numbers, values: Numbers, style: str = "-", says: str = "", **more: Any) -> None:
-        """A line of the legend."""
-        axes.plot(across, values, style, color=self.colour, label=f"{self.prefix}{says}".rstrip(": "), **more)
+        """A line, and what the legend says of all in its style."""
+        axes.plot(across, values, style, color=self.colour, label=says, **more)
+
+    def steps(self, axes: Axes, values: Numbers, style: str = "-", says: str = "") -> None:
+        """A number of every step: faint as it is, and smoothed."""
+        axes.plot(self.history.seen, values, color=self.colour, alpha=0.2, linewidth=0.8)
+        self.line(axes, self.history.seen, smoothed(values, window_of(len(values))), style, says)
 
     def column(self, axes: Axes, name: str, style: str = "-", says: str = "") -> None:
-        """A number of every step: faint as it is, and smoothed."""
-        values = self.history.column(name)
-        axes.plot(self.history.seen, values, color=self.colour, alpha=0.2, linewidth=0.8)
-        self.line(axes, self.history.seen, smoothed(values, len(values) // SMOOTH), style, says)
+        """That of the records."""
+        self.steps(axes, self.history.column(name), style, says)
+
+    def styles(self) -> dict[str, str]:
+        """Of the series of held-out pictures, the same for all runs."""
+        names = dict.fromkeys(name for other in self.others for look in other.validations for name in look["series"])
+        return dict(zip(names, cycle(STYLES)))
 
 
-def _loss(axes: Axes, run: Series) -> None:
-    run.column(axes, "loss", says="pictures")
-    if np.nanmax(run.history.column("loss_pooled")) > 0:
-        run.column(axes, "loss_pooled", ":", "pooled")
+def _loss(axes: Axes, run: Run) -> None:
+    run.steps(axes, run.history.taken("loss"), says="pictures")
+    if (run.history.column("loss_pooled") > 0).any():
+        run.steps(axes, run.history.taken("loss_pooled"), ":", "pooled")
 
 
-def _loss_by_time(axes: Axes, run: Series) -> None:
-    steps = run.history.steps
-    tenth = max(1, len(steps) // 10)
-    times = _middles(len(steps[0]["loss_by_time"]))
-    run.line(axes, times, by_time(steps[:tenth]), ":", "first tenth of the steps")
-    run.line(axes, times, by_time(steps[-tenth:]), "-", "last tenth")
+def _loss_by_time(axes: Axes, run: Run) -> None:
+    seen = min(other.seen[-1] for other in run.others)  # As far as all of them are.
+    first, last = run.history.tenths(seen)
+    times = _middles(len(first))
+    run.line(axes, times, first, ":", f"first tenth of {seen:,.0f} samples")
+    run.line(axes, times, last, "-", "last tenth of them")
 
 
-def _validation(axes: Axes, run: Series) -> None:
+def _validation(axes: Axes, run: Run) -> None:
     records = run.history.validations
-    for name, style in zip(records[-1]["series"], cycle(STYLES)):
-        losses = np.array([np.mean(record["series"].get(name, np.nan)) for record in records])
-        run.line(axes, run.history.seen_at(records), losses, style, name, marker=".")
+    for name, style in run.styles().items():
+        if any(name in record["series"] for record in records):
+            losses = np.array([np.mean(record["series"].get(name, np.nan)) for record in records])
+            run.line(axes, run.history.seen_at(records), losses, style, name, marker=".")
 
 
-def _validation_by_time(axes: Axes, run: Series) -> None:
-    for (name, curve), style in zip(run.history.validations[-1]["series"].items(), cycle(STYLES)):
-        run.line(axes, _middles(len(curve)), np.array(curve), style, name)
+def _validation_by_time(axes: Axes, run: Run) -> None:
+    styles = run.styles()
+    for name, curve in run.history.validations[-1]["series"].items():
+        run.line(axes, _middles(len(curve)), np.array(curve), styles[name], name, marker=".")
 
 
-def _norm(axes: Axes, run: Series) -> None:
-    run.column(axes, "grad_norm", says="steps taken" if run.history.skipped else "")
+def _norm(axes: Axes, run: Run) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
+    run.steps(axes, run.history.taken("grad_norm"), says="steps taken")
     if run.history.skipped:
-        seen = run.history.seen_at(run.history.skipped)
-        run.line(axes, seen, np.full(len(seen), axes.get_ylim()[0]), "x", "not taken", clip_on=False)
+        seen, edge = run.history.seen_at(run.history.skipped), axes.get_xaxis_transform()
+        run.line(axes, seen, np.full(len(seen), 0.03), "x", "not taken", transform=edge)
 
 
-def _learning_rate(axes: Axes, run: Series) -> None:
+def _learning_rate(axes: Axes, run: Run) -> None:
     run.line(axes, run.history.seen, run.history.column("learning_rate"))
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter("{x:.3g}")
 
 
-def _shares(axes: Axes, run: Series) -> None:
+def _shares(axes: Axes, run: Run) -> None:
     run.column(axes, "share_of_peak", says="of the peak")
     run.column(axes, "share_waiting", ":", "of the time, waiting for data")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylim(0, 1)
 
 
-def _memory(axes: Axes, run: Series) -> None:
+def _memory(axes: Axes, run: Run) -> None:
     run.line(axes, run.history.seen, run.history.column("memory") / 2**30)
-    axes.set_ylim(bottom=0)
 
 
 def _middles(parts: int) -> Numbers:
@@ -198,10 +199,12 @@ def _middles(parts: int) -> Numbers:
 class Panel:
     """One of the drawings."""
 
-    draw: Callable[[Axes, Series], None]
+    draw: Callable[[Axes, Run], None]
     has: Callable[[History], bool] = lambda _: True
     """Whether there is something to draw of a run."""
     across: str = SEEN
+    from_zero: bool = False
+    """Whether the axis begins with 0: for what compares as a ratio."""
 
 
 def _was_validated(history: History) -> bool:
@@ -212,17 +215,15 @@ def _has_memory(history: History) -> bool:
     return bool(np.isfinite(history.column("memory")).any())
 
 
-_TIMES = "time, from noise (0) to data (1)"
-
 PANELS = {
     "Loss": Panel(_loss),
-    "Loss by time": Panel(_loss_by_time, across=_TIMES),
+    "Loss by time": Panel(_loss_by_time, across=TIMES),
     "Norm of the gradient": Panel(_norm),
     "Loss on held-out pictures": Panel(_validation, _was_validated),
-    "Loss on held-out pictures by time, at the end": Panel(_validation_by_time, _was_validated, _TIMES),
-    "Learning rate": Panel(_learning_rate),
-    "Images per second": Panel(lambda axes, run: run.column(axes, "images_per_second")),
-    "Share of the GPUs' peak": Panel(_shares),
-    "Memory of a GPU, GiB": Panel(_memory, _has_memory),
+    "Loss on held-out pictures by time, at the end": Panel(_validation_by_time, _was_validated, TIMES),
+    "Learning rate": Panel(_learning_rate, from_zero=True),
+    "Images per second": Panel(lambda axes, run: run.column(axes, "images_per_second"), from_zero=True),
+    "Share of the GPUs' peak": Panel(_shares, from_zero=True),
+    "Memory of a GPU, GiB": Panel(_memory, _has_memory, from_zero=True),
 }
 """By title, in order."""

@@ -167,6 +167,7 @@ def test_a_signal_saves_and_stops(
         patch.setattr(Metrics, "add", asking)
         run = train("run")
     assert "asked to stop after step 3; start the same command again to go on" in capsys.readouterr().out
+    assert not (run / "plot.png").exists(), "the machine may be gone in a moment"
     assert [signal.getsignal(one) for one in SIGNALS] == handlers
     assert [path.name for path in all_of(run)] == ["00000002", "00000003"]
     train("run")
@@ -278,6 +279,8 @@ def test_what_a_run_leaves(train: Train):
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-00000004.png", "step-00000006.png"]
     with Image.open(run / "samples" / "step-00000006.png") as grid:
         assert grid.width > 64
+    with Image.open(run / "plot.png") as picture:
+        assert picture.width > 1000
     assert list((run / "tensorboard").iterdir())
     record = read(run / "metrics.jsonl")[-1]
     assert {"loss", "grad_norm", "images_per_second", "share_of_peak", "samples", "learning_rate"} <= record.keys()

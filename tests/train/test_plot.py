@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 from typer.testing import CliRunner
 
 from shared.errors import UserError
 from train.cli import app
-from train.plot import History, by_time, draw, plot, read_history, smoothed
+from train.history import History, by_time, read_history, smoothed, window_of
+from train.plot import COLOURS, draw, plot
 
 
 def step(number: int, images: int = 4, **changes: Any) -> dict[str, Any]:
@@ -39,10 +41,17 @@ def write(run: Path, **files: list[dict[str, Any]]) -> Path:
     return run
 
 
-def lines(history: list[History], title: str) -> dict[str, list[list[float]]]:
-    """Points of the lines that a panel's legend names."""
-    axes = next(axes for axes in draw(history).axes if axes.get_title("left") == title)
-    return {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines if str(line.get_label())[0] != "_"}
+def panel(histories: list[History], title: str) -> Axes:
+    return next(axes for axes in draw(histories).axes if axes.get_title("left") == title)
+
+
+def lines(histories: list[History], title: str) -> dict[tuple[str, str], list[list[float]]]:
+    """Points of the lines of a panel but the faint ones, by run and by what the legend says of them."""
+    return {
+        (histories[COLOURS.index(str(line.get_color()))].name, str(line.get_label())): line.get_xydata().tolist()
+        for line in panel(histories, title).lines
+        if line.get_alpha() is None
+    }
 
 
 def titles(history: list[History]) -> list[str]:
@@ -53,7 +62,7 @@ def test_runs_are_drawn_over_the_samples_they_have_seen(tmp_path: Path):
     small = read_history(write(tmp_path / "small", metrics=[step(number, images=2) for number in range(6)]))
     large = read_history(write(tmp_path / "large", metrics=[step(number, images=6) for number in range(2)]))
     drawn = lines([small, large], "Learning rate")
-    assert drawn == {
+    assert {run: points for (run, _), points in drawn.items()} == {
         "small": [[2, 1e-4], [4, 1e-4], [6, 1e-4], [8, 1e-4], [10, 1e-4], [12, 1e-4]],
         "large": [[6, 1e-4], [12, 1e-4]],
     }
@@ -67,11 +76,70 @@ def test_held_out_pictures_and_steps_not_taken_stand_where_they_happened(tmp_pat
     missed = [{"step": 2, "reason": "a spike"}]
     metrics = [step(number) for number in range(4)]
     run = read_history(write(tmp_path / "run", metrics=metrics, validation=looks, skipped=missed))
-    assert lines([run], "Loss on held-out pictures")["tags 64 px"] == [[8, 2.0], [16, 1.0]]
+    assert lines([run], "Loss on held-out pictures")["run", "tags 64 px"] == [[8, 2.0], [16, 1.0]]
     by_time = lines([run], "Loss on held-out pictures by time, at the end")
-    assert by_time == {"tags 64 px": [[0.25, 0.5], [0.75, 1.5]], "text 64 px": [[0.25, 2.0], [0.75, 4.0]]}
-    ((seen, _),) = lines([run], "Norm of the gradient")["not taken"]
+    assert by_time == {
+        ("run", "tags 64 px"): [[0.25, 0.5], [0.75, 1.5]],
+        ("run", "text 64 px"): [[0.25, 2.0], [0.75, 4.0]],
+    }
+    ((seen, _),) = lines([run], "Norm of the gradient")["run", "not taken"]
     assert seen == 12
+
+
+def test_a_spike_that_was_not_taken_is_in_no_line(tmp_path: Path):
+    metrics = [
+        step(number, grad_norm=1e6 if number == 5 else 1.0, loss=9.0 if number == 5 else 1.0) for number in range(40)
+    ]
+    run = read_history(write(tmp_path / "run", metrics=metrics, skipped=[{"step": 5, "reason": "a spike"}]))
+    for title, says in (("Norm of the gradient", "steps taken"), ("Loss", "pictures")):
+        assert {y for _, y in lines([run], title)["run", says]} == {1.0}
+        assert panel([run], title).get_ylim()[1] < 9
+
+
+def test_losses_by_time_compare_where_all_runs_have_seen_as_much(tmp_path: Path):
+    long = read_history(write(tmp_path / "long", metrics=[step(number, images=2) for number in range(1000)]))
+    short = read_history(write(tmp_path / "short", metrics=[step(number, images=10) for number in range(20)]))
+    drawn = lines([long, short], "Loss by time")
+    # 200 samples are 100 steps of 2, or 20 of 10; in the first part of the times the loss is the number of the step.
+    last = {run: points[0][1] for (run, says), points in drawn.items() if says == "last tenth of them"}
+    assert last == {"long": np.mean(range(90, 100)), "short": np.mean(range(18, 20))}
+    first = {run: points[0][1] for (run, says), points in drawn.items() if says == "first tenth of 200 samples"}
+    assert first == {"long": np.mean(range(10)), "short": np.mean(range(2))}
+
+
+def test_a_style_means_the_same_in_all_runs(tmp_path: Path):
+    look = {"step": 0, "loss": 1.0, "by_time": [1.0]}
+    both = look | {"series": {"tags": [1.0], "text": [2.0]}}
+    one, two = (
+        read_history(write(tmp_path / name, metrics=[step(0)], validation=[found]))
+        for name, found in (("one", both), ("two", look | {"series": {"text": [3.0]}}))
+    )
+    for title in ("Loss on held-out pictures", "Loss on held-out pictures by time, at the end"):
+        axes = panel([one, two], title)
+        styles = {(line.get_label(), line.get_linestyle()) for line in axes.lines}
+        assert styles == {("tags", "-"), ("text", "--")}
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == ["tags", "text"]
+    (key,) = draw([one, two]).legends
+    assert [text.get_text() for text in key.get_texts()] == ["one: 1 steps, 4 samples", "two: 1 steps, 4 samples"]
+
+
+def test_a_panel_leaves_out_few_steps_and_nothing_of_the_smoothed_line(tmp_path: Path):
+    metrics = [step(number, loss=50.0 if number == 500 else 1.0 + number % 2) for number in range(1000)]
+    run = read_history(write(tmp_path / "run", metrics=metrics))
+    low, high = panel([run], "Loss").get_ylim()
+    assert 0.8 < low < 1
+    assert max(y for _, y in lines([run], "Loss")["run", "pictures"]) < high < 10
+    few = read_history(write(tmp_path / "few", metrics=[step(number) for number in range(20)]))
+    assert panel([few], "Loss").get_ylim()[1] > 1, "all of 20 steps are seen"
+
+
+def test_a_run_without_one_finite_number_is_drawn(tmp_path: Path):
+    nothing = {"loss": None, "loss_pooled": None, "grad_norm": None, "loss_by_time": [None, None]}
+    run = read_history(write(tmp_path / "run", metrics=[step(0, **nothing), step(1, **nothing)]))
+    assert plot([tmp_path / "run"], tmp_path / "plot.png").exists()
+    assert len(titles([run])) == 6
 
 
 def test_panels_without_numbers_are_left_out(tmp_path: Path):
@@ -84,10 +152,10 @@ def test_panels_without_numbers_are_left_out(tmp_path: Path):
         "Images per second",
         "Share of the GPUs' peak",
     ]
-    assert list(lines([run], "Loss")) == ["pictures"]
+    assert list(lines([run], "Loss")) == [("run", "pictures")]
     full = read_history(write(tmp_path / "gpu", metrics=[step(0, memory=2.0**30, loss_pooled=0.5)]))
     assert titles([full])[-1] == "Memory of a GPU, GiB"
-    assert list(lines([full], "Loss")) == ["pictures", "pooled"]
+    assert list(lines([full], "Loss")) == [("gpu", "pictures"), ("gpu", "pooled")]
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=40), st.integers(0, 20))
@@ -99,6 +167,10 @@ def test_smoothing_is_a_mean_of_what_is_there(values: list[float], window: int):
         for number, value in enumerate(found):
             near = [x for x in values[max(0, number - half) : number + half + 1] if np.isfinite(x)]
             assert value == pytest.approx(np.mean(near) if near else np.nan, rel=1e-6, abs=1e-3, nan_ok=True)
+
+
+def test_a_long_run_is_smoothed_over_more_steps():
+    assert [window_of(steps) for steps in (1, 8, 20, 100, 26_500)] == [0, 2, 5, 10, 530]
 
 
 def test_times_without_a_sample_have_no_loss():
