@@ -80,9 +80,6 @@ class Trainer:
         """Train to the last step, or until asked to stop, from the newest checkpoint if there is one; returns the last
         checkpoint."""
         first = last = self._resume()
-        if self._ranks.rank == 0:
-            config = yaml.safe_dump(self._settings.model_dump(mode="json"), sort_keys=False)
-            write_text(self._folder / "config.yaml", config)
         self._announce(first)
         writer = CheckpointWriter(self._folder, self._settings.checkpoints, self._learner, self._ranks)
         with writer as checkpoints, self._reports(first) as reports, requests() as request, self._watch:
@@ -227,9 +224,8 @@ class Trainer:
         if self._ranks.rank != 0:
             return nullcontext()
         # Not before what was there has been found to fit: `train audit` goes by these settings.
-        write_text(
-            self._folder / "config.yaml", yaml.safe_dump(self._settings.model_dump(mode="json"), sort_keys=False)
-        )
+        config = yaml.safe_dump(self._settings.model_dump(mode="json"), sort_keys=False)
+        write_text(self._folder / "config.yaml", config)
         peak = peak_flops(self._device) * float(self._ranks.count)
         return Reports(self._folder, first, self._settings.steps, peak)
 
