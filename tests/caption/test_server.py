@@ -131,7 +131,10 @@ def test_patience_is_counted_from_the_first_time_on(monkeypatch):
     assert not patience.lasts(None)
 
 
-@pytest.mark.parametrize("when", ["3601", "inf", email.utils.formatdate(time.time() + 1e6, usegmt=True)])
+LATER = pytest.param(email.utils.formatdate(time.time() + 1e6, usegmt=True), id="date")
+
+
+@pytest.mark.parametrize("when", ["3601", "inf", LATER])
 def test_what_would_last_longer_is_not_waited_for(server, when):
     server.say = lambda _: (429, {"Retry-After": when}, "come back tomorrow")
     with pytest.raises(Silent, match="come back tomorrow"):
