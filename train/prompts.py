@@ -22,8 +22,9 @@ from train.cache.text import describe
 from train.cache.text_encoder import TextEncoder
 from train.model.weights import read_tensors, save_tensors
 
-ROUNDING = ("compute", "attention")
-"""What of an encoder's description changes an embedding by rounding alone: another machine's are as good."""
+ROUNDING = ("compute", "attention", "dtype", "block")
+"""What of a description changes an embedding by rounding alone: another machine's, or one that is stored otherwise, is
+as good."""
 
 
 def embed(prompts: Iterable[str], model: str, work: Path, reader: CacheReader) -> dict[str, Tensor]:
