@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
@@ -99,8 +100,7 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
 
 def train(settings: TrainSettings, model: Lumina2DiT, reader: Any) -> list[dict[str, Any]]:
     """A run that writes no checkpoints and draws nothing; the records of its steps, in the first process."""
-    nothing = lambda *_: None  # noqa: E731
-    loop.CheckpointWriter = lambda *_: SimpleNamespace(save=nothing, check=nothing, wait=nothing)  # type: ignore
+    loop.CheckpointWriter = lambda *_: MagicMock()  # type: ignore[assignment]
     sampler: Any = SimpleNamespace(draw=lambda _, path: path)
     settings = settings.model_copy(
         update={"samples": SampleSettings(every=10**9), "checkpoints": CheckpointSettings(every=10**9)}
