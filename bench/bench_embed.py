@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 import tempfile
@@ -176,7 +177,8 @@ def decoding(
             waiting.append(batch)
         while waiting:
             finish()
-    return (len(items) - args.batch) / (finished[-1] - finished[0])
+    # Of a single batch there is no rate: nan.
+    return (len(items) - args.batch) / (finished[-1] - finished[0]) if len(finished) > 1 else math.nan
 
 
 def alone(model: Model, args: argparse.Namespace) -> float:
