@@ -127,7 +127,10 @@ def export(
 @app.command()
 def sample(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw.")] = None,
-    file: Annotated[Path | None, typer.Option("--prompts", help="A file of further prompts, one on each line.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A file of further prompts, one on each line.", exists=True, dir_okay=False),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +15,7 @@ from train.cache.reader import CacheReader
 from train.cache.settings import CacheSettings
 from train.data.draws import draw
 from train.data.loader import Shape, sample_shapes, shapes_of
-from train.data.phases import Phase, plan_phases
+from train.data.phases import Phase, ends_of, plan_phases
 from train.memory import Counts, moment_bytes, state_bytes
 from train.model.config import CONFIG_FILE, DiTConfig
 from train.model.dit import Lumina2DiT
@@ -76,9 +75,14 @@ def from_cache(work: Path, settings: TrainSettings, config: DiTConfig) -> list[L
     phases = plan_phases(work, reader, settings).phases
     return [
         _line(
-            phase.first, end, settings, [r.area for r in phase.readers], _planned(phase, end, settings), config, phase
+            range(phase.first, end),
+            [reader.area for reader in phase.readers],
+            _planned(phase, end, settings),
+            settings,
+            config,
+            len(phase.pictures),
         )
-        for phase, end in zip(phases, _ends([phase.first for phase in phases], settings), strict=True)
+        for phase, end in zip(phases, ends_of([phase.first for phase in phases], settings.steps), strict=True)
         if phase.first < end
     ]
 
@@ -86,18 +90,13 @@ def from_cache(work: Path, settings: TrainSettings, config: DiTConfig) -> list[L
 def assumed(settings: TrainSettings, cache: CacheSettings, config: DiTConfig) -> list[Line]:
     """A line for each phase without a cache: pictures are squares of their areas, captions have `TEXT` tokens."""
     lines = []
-    ends = _ends([phase.first for phase in settings.phases], settings)
+    ends = ends_of([phase.first for phase in settings.phases], settings.steps)
     for phase, end in zip(settings.phases, ends, strict=True):
         areas = phase.areas or cache.areas[-1:]
         shapes = [sample_shapes(TEXT, (area // PIXELS, area // PIXELS), settings) for area in areas]
         if phase.first < end:
-            lines.append(_line(phase.first, end, settings, areas, shapes, config, None))
+            lines.append(_line(range(phase.first, end), areas, shapes, settings, config))
     return lines
-
-
-def _ends(firsts: Sequence[int], settings: TrainSettings) -> list[int]:
-    """The step behind the last one of each phase."""
-    return [min(end, settings.steps) for _, end in zip_longest(firsts, firsts[1:], fillvalue=settings.steps)]
 
 
 def _planned(phase: Phase, end: int, settings: TrainSettings) -> list[list[Shape]]:
@@ -106,21 +105,20 @@ def _planned(phase: Phase, end: int, settings: TrainSettings) -> list[list[Shape
 
 
 def _line(
-    first: int,
-    end: int,
-    settings: TrainSettings,
+    steps: range,
     areas: Sequence[int],
     shapes: Sequence[Sequence[Shape]],
+    settings: TrainSettings,
     config: DiTConfig,
-    phase: Phase | None,
+    pictures: int | None = None,
 ) -> Line:
-    samples = (end - first) * settings.batch
+    samples = len(steps) * settings.batch
     return Line(
-        first=first,
-        steps=end - first,
+        first=steps.start,
+        steps=len(steps),
         areas=areas,
         samples=samples,
-        pictures=None if phase is None else len(phase.pictures),
+        pictures=pictures,
         tokens=sum(shape.tokens for sample in shapes for shape in sample) / len(shapes),
         flops=sum(shape.flops(config) for sample in shapes for shape in sample) / len(shapes) * samples,
     )

@@ -123,3 +123,9 @@ def test_parameters_are_those_of_the_web_ui():
         "1girl\nSteps: 20, Sampler: Euler, CFG scale: 4.0, Seed: 4, Size: 832x1216, Shift: 6.0, Guidance until: 0.25, "
         'Model: "a, \\"b\\"", Note: " x "'
     )
+
+
+def test_a_file_of_prompts_that_is_not_there(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["sample", "--prompts", str(tmp_path / "none.txt")])
+    assert done.exit_code == 2
+    assert "does not exist" in done.output

@@ -19,6 +19,10 @@ app = typer.Typer(
 )
 
 MODEL = "Alpha-VLLM/Lumina-Image-2.0"
+PICTURES_PER_SECOND = 50.0
+"""Pictures of 1024 x 1024 px that an H100 encodes with FLUX's autoencoder, 4.88 TFLOP each. Others by their pixels."""
+CAPTIONS_PER_SECOND = 800.0
+"""Captions of 100 tokens that an H100 encodes with Gemma 2 2B. Others by their tokens."""
 
 Work = Annotated[Path, typer.Option(help="The work directory of `curate run`.")]
 Model = Annotated[str, typer.Option(help="A Lumina 2 pipeline: a folder in the diffusers layout, or a hub name.")]
@@ -54,8 +58,12 @@ def estimate(
     work: Work = Path("work"),
     model: Model = MODEL,
     overrides: Set = [],  # noqa: B006 - typer copies it
-    pictures_per_second: Annotated[float, typer.Option(min=0.001, help="Of 1024 x 1024 px, by one GPU.")] = 50.0,
-    captions_per_second: Annotated[float, typer.Option(min=0.001, help="Of 100 tokens, by one GPU.")] = 800.0,
+    pictures_per_second: Annotated[
+        float, typer.Option(min=0.001, help="Of 1024 x 1024 px, by one GPU.")
+    ] = PICTURES_PER_SECOND,
+    captions_per_second: Annotated[
+        float, typer.Option(min=0.001, help="Of 100 tokens, by one GPU.")
+    ] = CAPTIONS_PER_SECOND,
 ) -> None:
     """Say how large the cache becomes and how long a GPU needs for it, before starting."""
     from train.cache import estimate as estimates

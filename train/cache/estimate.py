@@ -21,10 +21,6 @@ from train.cache.resolution import fit
 from train.cache.settings import CacheSettings
 from train.cache.stored import size as stored_size
 
-PICTURES_PER_SECOND = 50.0
-"""Pictures of 1024 x 1024 px that an H100 encodes with FLUX's autoencoder, 4.88 TFLOP each. Others by their pixels."""
-CAPTIONS_PER_SECOND = 800.0
-"""Captions of 100 tokens that an H100 encodes with Gemma 2 2B. Others by their tokens."""
 CLASSES = (256, 512, 768, 1024, 1536, 2048)
 """Sides of squares: a picture counts to the smallest in which its pixels have room."""
 SAMPLE = 2000

@@ -52,17 +52,22 @@ class Phases:
 
     def lines(self, steps: int) -> list[str]:
         """What is seen in a run of so many steps, a line for each phase."""
-        ends = [*(phase.first for phase in self.phases[1:]), steps]
+        ends = ends_of([phase.first for phase in self.phases], steps)
         return [
             f"from step {phase.first:,}: {len(phase.pictures):,} pictures at "
-            f"{', '.join(str(reader.area) for reader in phase.readers)} px, {phase.epochs(min(end, steps)):,.1f} epochs"
+            f"{', '.join(str(reader.area) for reader in phase.readers)} px, {phase.epochs(end):,.1f} epochs"
             for phase, end in zip(self.phases, ends, strict=True)
-            if phase.first < steps
+            if phase.first < end
         ]
 
     def at(self, step: int) -> Phase:
         """The phase of a step."""
         return next(phase for phase in reversed(self.phases) if phase.first <= step)
+
+
+def ends_of(firsts: Sequence[int], steps: int) -> list[int]:
+    """The step behind the last one of each phase, by their first ones, in a run of so many steps."""
+    return [min(end, steps) for end in (*firsts[1:], steps)]
 
 
 def plan_phases(work: Path, reader: CacheReader, settings: TrainSettings) -> Phases:
