@@ -4,7 +4,7 @@ Attribute names are diffusers', but for two pairs of matrices that are one here:
 is faster than several with narrow ones, and leaves no gradients to be added up. `names.to_diffusers` splits them.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - everyone's name for it
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from train.model.attention import packed_attention
 from train.model.config import DiTConfig
+from train.model.norm import Rows, add_normed, branch_norm
 from train.model.packing import Segments
 from train.model.rope import Rotation, rotate
 
@@ -24,33 +25,7 @@ class Condition(NamedTuple):
 
     time: Tensor
     """(samples, time_dim): SiLU of the time embedding."""
-    sample: Tensor
-    """(tokens,) int64: the token's sample."""
-    membership: Tensor
-    """(tokens, samples): a one in the column of the token's sample, else zeros."""
-
-    def of(self, rows: Tensor) -> "Condition":
-        """The condition of some of the tokens."""
-        return Condition(self.time, self.sample[rows], self.membership[rows])
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Values of each sample (samples, width) as those of each token (tokens, width)."""
-        spread: Tensor = _Spread.apply(values, self.sample, self.membership)
-        return spread
-
-
-class _Spread(torch.autograd.Function):
-    """Indexing, which the compiler fuses into what follows. Its own backward is a scatter; here it is a product."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, sample: Tensor, membership: Tensor) -> Tensor:
-        ctx.save_for_backward(membership)
-        return values[sample]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (membership,) = ctx.saved_tensors
-        return membership.t() @ grads[0], None, None
+    rows: Rows
 
 
 class RMSNorm(nn.Module):
@@ -76,10 +51,11 @@ class ModulatedNorm(nn.Module):
         self.linear = nn.Linear(config.time_dim, 4 * config.hidden_size)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def modulation(self, condition: Condition) -> tuple[Tensor, ...]:
-        """Scale and gate (after its tanh) of attention, then of feed-forward: (tokens, hidden) each."""
-        scale_1, gate_1, scale_2, gate_2 = self.linear(condition.time).chunk(4, dim=1)
-        return tuple(condition.spread(values) for values in (scale_1, gate_1.tanh(), scale_2, gate_2.tanh()))
+    def modulation(self, time: Tensor) -> tuple[Tensor, ...]:
+        """Scale and gate of attention, then of feed-forward: (samples, hidden) float32 each, what norms are to be
+        multiplied with."""
+        scale_1, gate_1, scale_2, gate_2 = self.linear(time).float().chunk(4, dim=1)
+        return 1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()
 
 
 class Attention(nn.Module):
@@ -155,12 +131,10 @@ class ModulatedBlock(nn.Module):
 
     def forward(self, x: Tensor, segments: Segments, by: Rotation, condition: Condition) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
-        scale_1, gate_1, scale_2, gate_2 = self.norm1.modulation(condition)
-        x = x + gate_1 * self.norm2(self.attn(scaled(self.norm1.norm(x), scale_1), segments, by))
-        out: Tensor = x + gate_2 * self.ffn_norm2(self.feed_forward(scaled(self.ffn_norm1(x), scale_2)))
-        return out
-
-
-def scaled(x: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale), without rounding the sum: near zero, bfloat16 scales would drown in the one."""
-    return torch.addcmul(x, x, scale)
+        scale_1, gate_1, scale_2, gate_2 = self.norm1.modulation(condition.time)
+        normed, x = branch_norm(x, scale_1 * self.norm1.norm.weight, condition.rows, self.norm1.norm.eps)
+        normed = self.attn(normed, segments, by)
+        x = add_normed(x, normed, gate_1 * self.norm2.weight, condition.rows, self.norm2.eps)
+        normed, x = branch_norm(x, scale_2 * self.ffn_norm1.weight, condition.rows, self.ffn_norm1.eps)
+        normed = self.feed_forward(normed)
+        return add_normed(x, normed, gate_2 * self.ffn_norm2.weight, condition.rows, self.ffn_norm2.eps)

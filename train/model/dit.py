@@ -20,9 +20,9 @@ from train.model.blocks import (
     ModulatedBlock,
     ModulatedNorm,
     RMSNorm,
-    scaled,
 )
 from train.model.config import DiTConfig
+from train.model.norm import Rows
 from train.model.packing import Layout, PackedBatch, Segments
 from train.model.recompute import Recompute
 from train.model.rope import Rotation, check_positions, rotation
@@ -83,9 +83,11 @@ class OutputLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
         """(tokens, hidden) -> (tokens, out_dim)."""
-        scale = condition.spread(self.linear_1(condition.time))
+        # Not by an index, whose backward adds up the rows of a sample one after the other.
+        scale = F.embedding(condition.rows.sample, self.linear_1(condition.time))
         normed = F.layer_norm(x, x.shape[-1:], eps=OUTPUT_NORM_EPS)
-        out: Tensor = self.linear_2(scaled(normed, scale))
+        # Not times (1 + scale): near zero, bfloat16 scales would drown in the one.
+        out: Tensor = self.linear_2(torch.addcmul(normed, normed, scale))
         return out
 
 
@@ -115,8 +117,6 @@ class Lumina2DiT(nn.Module):
         check_positions(batch.text_lengths, batch.grids, self.config.axes_lens)
         embed = self.time_caption_embed
         time = F.silu(embed.timestep_embedder(batch.timesteps))
-        membership = layout.sample[:, None] == torch.arange(len(time), device=time.device)
-        condition = Condition(time, layout.sample, membership.to(time.dtype))
         cosine, sine = rotation(layout.positions, self.config.axes_dim_rope)
 
         text = embed.caption_embedder(batch.text.to(self.dtype))
@@ -126,13 +126,13 @@ class Lumina2DiT(nn.Module):
 
         image = self.x_embedder(batch.patches.to(self.dtype))
         by = cosine[layout.image_rows], sine[layout.image_rows]
-        image_condition = condition.of(layout.image_rows)
+        image_condition = Condition(time, Rows(layout.image_sample, layout.image.offsets))
         for block in self.noise_refiner:
             image = self._run(block, image, layout.image, by, image_condition)
 
         joint = text.new_zeros(len(layout.sample), self.config.hidden_size)
         joint = joint.index_copy(0, layout.text_rows, text).index_copy(0, layout.image_rows, image)
-        by = cosine, sine
+        by, condition = (cosine, sine), Condition(time, Rows(layout.sample, layout.joint.offsets))
         for block in self.layers:
             joint = self._run(block, joint, layout.joint, by, condition)
         out: Tensor = self.norm_out(joint.index_select(0, layout.image_rows), image_condition)
@@ -181,7 +181,6 @@ class Lumina2DiT(nn.Module):
 
 def _mark_dynamic(x: Tensor, segments: Segments, by: Rotation, condition: Condition | None = None) -> None:
     """Say that the numbers of tokens and samples change from batch to batch."""
-    for tensor in (x, segments.offsets, *by, *(condition or ())):
+    conditions = () if condition is None else (condition.time, *condition.rows)
+    for tensor in (x, segments.offsets, *by, *conditions):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    if condition is not None:
-        torch._dynamo.maybe_mark_dynamic(condition.membership, 1)

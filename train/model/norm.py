@@ -1,0 +1,125 @@
+"""Norms whose weights depend on the sample, as one operation each way.
+
+A modulated block norms four times: before attention and before the feed-forward, where the norm is scaled by the
+sample's time, and behind each of them, where it is gated by it and added to the residual stream. All four are one
+function, `added + rms_norm(x) * weight[sample]`, where the weight of the norm and the modulation, which are products
+of a few rows, are multiplied first. In float32, rounded once. On a GPU each way is one kernel, at the speed of the
+memory; what the compiler makes of the parts reads and writes about three times as much (bench/results).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Whose rows are whose, in a packed sequence."""
+
+    sample: Tensor
+    """(rows,) int64: never falling; rows behind the last sample go by it."""
+    offsets: Tensor
+    """(samples + 1 or more,) int32: sample i begins at row offsets[i]. No sample is empty."""
+
+
+def branch_norm(x: Tensor, weight: Tensor, rows: Rows, eps: float) -> tuple[Tensor, Tensor]:
+    """x (rows, width) normed, times weight (samples, width) float32; and x, from which the residual stream goes on.
+
+    Who goes on with this x has its gradient summed up with that of the norm where that is written.
+    """
+    normed, kept = _Branch.apply(x, weight, rows.sample, rows.offsets, eps)
+    return normed, kept
+
+
+def add_normed(stream: Tensor, x: Tensor, weight: Tensor, rows: Rows, eps: float) -> Tensor:
+    """The stream (rows, width) plus x, normed, times weight (samples, width) float32."""
+    out: Tensor = _Added.apply(stream, x, weight, rows.sample, rows.offsets, eps)
+    return out
+
+
+class _Branch(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, sample: Tensor, offsets: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        out, scale = normed(x, weight, None, sample, offsets, eps)
+        ctx.save_for_backward(x, weight, scale, sample, offsets)
+        return out, x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, sample, offsets = ctx.saved_tensors
+        return *gradients(grads[0], x, weight, scale, grads[1], sample, offsets), None, None, None
+
+
+class _Added(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, stream: Tensor, x: Tensor, weight: Tensor, sample: Tensor, offsets: Tensor, eps: float
+    ) -> Tensor:
+        out: Tensor
+        out, scale = normed(x, weight, stream, sample, offsets, eps)
+        ctx.save_for_backward(x, weight, scale, sample, offsets)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, sample, offsets = ctx.saved_tensors
+        return grads[0], *gradients(grads[0], x, weight, scale, None, sample, offsets), None, None, None
+
+
+@torch.library.custom_op("illustrious::normed", mutates_args=())
+def normed(
+    x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, _offsets: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`added + rms_norm(x) * weight[sample]`, and what each row was multiplied with to norm it, (rows,) float32."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(dim=1) + eps)
+    out = wide * scale[:, None] * weight[sample]
+    return (out if added is None else out + added).to(x.dtype), scale
+
+
+@torch.library.custom_op("illustrious::normed_backward", mutates_args=())
+def gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, added: Tensor | None, sample: Tensor, _offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, plus `added`, and of the weight."""
+    rows = x.float() * scale[:, None]
+    product = grad * rows
+    sums = torch.zeros_like(weight).index_add_(0, sample, product)
+    spread = weight[sample]
+    along = (product * spread).mean(dim=1, keepdim=True)
+    out = scale[:, None] * (grad * spread - rows * along)
+    return (out if added is None else out + added).to(x.dtype), sums
+
+
+@normed.register_kernel("cuda")
+def _(
+    x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    from train.model.kernels import norm
+
+    return norm.normed(x, weight, added, sample, offsets, eps)
+
+
+@gradients.register_kernel("cuda")
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    from train.model.kernels import norm
+
+    return norm.gradients(grad.contiguous(), x, weight, scale, added, sample, offsets)
+
+
+@normed.register_fake
+def _(
+    x: Tensor, _weight: Tensor, _added: Tensor | None, _sample: Tensor, _offsets: Tensor, _eps: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)  # len() would make a constant of it
+
+
+@gradients.register_fake
+def _(
+    _grad: Tensor, x: Tensor, weight: Tensor, _scale: Tensor, _added: Tensor | None, _sample: Tensor, _offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
