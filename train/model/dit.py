@@ -140,8 +140,8 @@ class Lumina2DiT(nn.Module):
 
     def compile_blocks(self, compiler: str = "inductor") -> None:
         """Compile the blocks, each kind once, for any number of tokens and samples. Names and weights stay."""
-        recompute.tell_compiler(self.recompute)
         for block in (*self.context_refiner, *self.noise_refiner, *self.layers):
+            recompute.prepare(block, self.recompute)
             block.compile(fullgraph=True, backend=compiler)
         self._compiled = True
 

@@ -42,14 +42,14 @@ class _Branch(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, sample: Tensor, offsets: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        out, scale = normed(x, weight, None, sample, offsets, eps)
-        ctx.save_for_backward(x, weight, scale, sample, offsets)
-        return out, x.view_as(x)
+        ctx.save_for_backward(x, weight, sample, offsets)
+        ctx.eps = eps
+        return normed(x, weight, None, sample, offsets, eps), x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale, sample, offsets = ctx.saved_tensors
-        return *gradients(grads[0], x, weight, scale, grads[1], sample, offsets), None, None, None
+        x, weight, sample, offsets = ctx.saved_tensors
+        return *gradients(grads[0], x, weight, grads[1], sample, offsets, ctx.eps), None, None, None
 
 
 class _Added(torch.autograd.Function):
@@ -57,46 +57,46 @@ class _Added(torch.autograd.Function):
     def forward(
         ctx: Any, stream: Tensor, x: Tensor, weight: Tensor, sample: Tensor, offsets: Tensor, eps: float
     ) -> Tensor:
-        out: Tensor
-        out, scale = normed(x, weight, stream, sample, offsets, eps)
-        ctx.save_for_backward(x, weight, scale, sample, offsets)
+        ctx.save_for_backward(x, weight, sample, offsets)
+        ctx.eps = eps
+        out: Tensor = normed(x, weight, stream, sample, offsets, eps)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale, sample, offsets = ctx.saved_tensors
-        return grads[0], *gradients(grads[0], x, weight, scale, None, sample, offsets), None, None, None
+        x, weight, sample, offsets = ctx.saved_tensors
+        return grads[0], *gradients(grads[0], x, weight, None, sample, offsets, ctx.eps), None, None, None
 
 
 @torch.library.custom_op("illustrious::normed", mutates_args=())
-def normed(
-    x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, _offsets: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """`added + rms_norm(x) * weight[sample]`, and what each row was multiplied with to norm it, (rows,) float32."""
+def normed(x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, _offsets: Tensor, eps: float) -> Tensor:
+    """`added + rms_norm(x) * weight[sample]`."""
     wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(dim=1) + eps)
-    out = wide * scale[:, None] * weight[sample]
-    return (out if added is None else out + added).to(x.dtype), scale
+    out = wide * _scale(wide, eps) * weight[sample]
+    return (out if added is None else out + added).to(x.dtype)
 
 
 @torch.library.custom_op("illustrious::normed_backward", mutates_args=())
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, added: Tensor | None, sample: Tensor, _offsets: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, _offsets: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x, plus `added`, and of the weight."""
-    rows = x.float() * scale[:, None]
+    wide, spread = x.float(), weight[sample]
+    scale = _scale(wide, eps)
+    rows = wide * scale
     product = grad * rows
+    out = scale * (grad * spread - rows * (product * spread).mean(dim=1, keepdim=True))
     sums = torch.zeros_like(weight).index_add_(0, sample, product)
-    spread = weight[sample]
-    along = (product * spread).mean(dim=1, keepdim=True)
-    out = scale[:, None] * (grad * spread - rows * along)
     return (out if added is None else out + added).to(x.dtype), sums
 
 
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """What norms rows, (rows, 1)."""
+    return torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
+
+
 @normed.register_kernel("cuda")
-def _(
-    x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float) -> Tensor:
     from train.model.kernels import norm
 
     return norm.normed(x, weight, added, sample, offsets, eps)
@@ -104,22 +104,18 @@ def _(
 
 @gradients.register_kernel("cuda")
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     from train.model.kernels import norm
 
-    return norm.gradients(grad.contiguous(), x, weight, scale, added, sample, offsets)
+    return norm.gradients(grad.contiguous(), x, weight, added, sample, offsets, eps)
 
 
 @normed.register_fake
-def _(
-    x: Tensor, _weight: Tensor, _added: Tensor | None, _sample: Tensor, _offsets: Tensor, _eps: float
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)  # len() would make a constant of it
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
 
 
 @gradients.register_fake
-def _(
-    _grad: Tensor, x: Tensor, weight: Tensor, _scale: Tensor, _added: Tensor | None, _sample: Tensor, _offsets: Tensor
-) -> tuple[Tensor, Tensor]:
+def _(_grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight)

@@ -1,19 +1,23 @@
 """What is kept of the forward pass for the backward pass, and what is computed a second time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from train.model.config import DiTConfig
 
-Recompute = Literal["nothing", "cheap", "everything"]
-"""In each block: nothing that takes time; what takes little for the memory it frees; everything."""
+Recompute = Literal["nothing", "cheap", "most", "everything"]
+"""In each block: nothing that takes time; norms, rotations and SwiGLU, whose inputs are kept; the widest product too;
+everything."""
 
-BUDGET = 0.5
-"""Share of the memory that `cheap` keeps of what `nothing` would."""
+EXPENSIVE = {"mm", "addmm", "_scaled_mm", "flash4", "_varlen_attn"}
+"""Operators whose results are kept where others are recomputed."""
+WIDER = 4
+"""The results of a product that makes rows wider than so many times are most of what a block keeps."""
 
 
 def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> Tensor:
@@ -25,9 +29,31 @@ def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> 
     return out
 
 
-def tell_compiler(recompute: Recompute) -> None:
-    """Before blocks are compiled: `cheap` is for the compiler to decide, which knows what is cheap."""
-    torch._functorch.config.activation_memory_budget = BUDGET if recompute == "cheap" else 1.0
+def prepare(block: nn.Module, recompute: Recompute) -> None:
+    """Tell the compiler, before it compiles a block, what of it to keep."""
+    policies = {"cheap": _cheap, "most": _most}
+    if recompute not in policies:
+        return
+    whole, contexts = block.forward, partial(create_selective_checkpoint_contexts, policies[recompute])
+
+    def forward(*arguments: Any) -> Tensor:
+        out: Tensor = checkpoint(whole, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        return out
+
+    block.forward = forward
+
+
+def _cheap(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    is_expensive = operator.overloadpacket.__name__ in EXPENSIVE
+    return CheckpointPolicy.MUST_SAVE if is_expensive else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _most(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    if operator.overloadpacket.__name__ in ("mm", "_scaled_mm"):
+        rows, columns = arguments[1].shape
+        if columns > WIDER * rows:
+            return CheckpointPolicy.PREFER_RECOMPUTE
+    return _cheap(context, operator, *arguments, **options)
 
 
 def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute) -> float:
@@ -36,8 +62,9 @@ def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute) -> float:
     The formula for `nothing` counts, per token and block, what the compiler keeps: the inputs of the products, of the
     norms and of attention. It gives what was measured on an H100 within 6 % (bench/results).
     """
-    block = 2 * tokens * (11 * config.hidden_size + 2 * config.ffn_dim)
+    whole = 11 * config.hidden_size + 2 * config.ffn_dim
+    most = 5 * config.hidden_size + 2 * config.kv_dim
+    kept = {"nothing": whole, "cheap": most + 2 * config.ffn_dim, "most": most, "everything": config.hidden_size}
     blocks = config.num_layers + config.num_refiner_layers  # Those that refine text have few tokens.
-    share = {"nothing": 1.0, "cheap": BUDGET, "everything": 2 * tokens * config.hidden_size / block}[recompute]
     # One block is whole at any time, and the gradients of all that is in it beside it.
-    return block * (blocks * share + 3)
+    return 2 * tokens * (blocks * kept[recompute] + 3 * whole)

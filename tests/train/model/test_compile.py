@@ -1,6 +1,7 @@
 """Compiled blocks: the same numbers, and few graphs, whatever the mix of sizes."""
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.train.model.support import GPU_CONFIG, MIXED, Sample, batch_of, rando
 from train.model import attention
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
+from train.model.recompute import Recompute
 
 MIXES: list[list[Sample]] = [
     list(MIXED),
@@ -61,6 +63,37 @@ def test_one_graph_for_each_kind_of_block_serves_any_mix(make: Callable[[], Lumi
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
+def test_what_is_recomputed_is_not_kept_and_changes_no_gradient() -> None:
+    batch = batch_of(MIXES[0])
+    layout = layout_of(batch)
+    kept, found = [], []
+    for recompute in get_args(Recompute):
+        torch._dynamo.reset()
+        model = random_model()
+        model.recompute = recompute
+        model.compile_blocks("aot_eager")
+        sizes: dict[int, int] = {}
+
+        def note(x: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[x.data_ptr()] = x.nbytes
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            prediction = model(batch, layout)
+        weights = sum(parameter.nbytes for parameter in model.parameters() if parameter.data_ptr() in sizes)
+        kept.append(sum(sizes.values()) - weights)
+        prediction.square().mean().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for plain, *others in zip(*found, strict=True):
+        assert plain is not None
+        assert all(other is not None and relative(other, plain) < 1e-5 for other in others)
+    assert kept == sorted(kept, reverse=True)
+    assert kept[1] < 0.8 * kept[0]
+    assert kept[2] < 0.6 * kept[1]
+    assert kept[3] < 0.6 * kept[2]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
 def test_compiled_adapters_learn_the_same() -> None:
     batch = batch_of(MIXES[3])
     found = []
@@ -89,7 +122,7 @@ def gradients(model: Lumina2DiT, samples: list[Sample], dtype: torch.dtype) -> t
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("recompute", ["nothing", "cheap", "everything"])
+@pytest.mark.parametrize("recompute", get_args(Recompute))
 def test_on_a_gpu_compiled_bfloat16_follows_float32(recompute: str) -> None:
     mixes: list[list[Sample]] = [
         [(40, (16, 24)), (7, (4, 4)), (200, (32, 20))],

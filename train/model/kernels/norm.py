@@ -21,7 +21,7 @@ COLUMNS = 128
 
 @triton.jit
 def _normed(
-    x, weight, added, sample, offsets, out, scale, rows, samples, eps, width: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, added, sample, offsets, out, rows, samples, eps, width: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * ROWS
@@ -39,12 +39,11 @@ def _normed(
             if ADD:
                 value += tl.load(added + place, mask=inside, other=0.0).to(tl.float32)
             tl.store(out + place, value.to(out.dtype.element_ty), mask=inside)
-            tl.store(scale + row, r)
 
 
 @triton.jit
 def _gradients(
-    grad, x, weight, scale, added, sample, offsets, out, slots, rows, samples, width: tl.constexpr,
+    grad, x, weight, added, sample, offsets, out, slots, rows, samples, eps, width: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -58,8 +57,9 @@ def _gradients(
         total = tl.zeros((BLOCK,), tl.float32)
         for row in range(begin, stop):
             place = row * width + column
-            r = tl.load(scale + row)
-            normed = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * r
+            normed = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+            r = tl.rsqrt(tl.sum(normed * normed, axis=0) / width + eps)
+            normed *= r
             g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
             total += g * normed
             g *= w
@@ -95,21 +95,19 @@ def _share(offsets, s, samples, first, end):
     return begin, tl.where(s == samples - 1, end, stop)
 
 
-def normed(
-    x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def normed(x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float) -> Tensor:
     """See `train.model.norm.normed`."""
     (rows, width), (samples, _) = x.shape, weight.shape
-    out, scale = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+    out = torch.empty_like(x)
     _normed[(triton.cdiv(rows, ROWS),)](
-        x, weight, added, sample, offsets, out, scale, rows, samples, eps, width,
+        x, weight, added, sample, offsets, out, rows, samples, eps, width,
         BLOCK=triton.next_power_of_2(width), ROWS=ROWS, ADD=added is not None, num_warps=8,
     )  # fmt: skip
-    return out, scale
+    return out
 
 
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """See `train.model.norm.gradients`."""
     (rows, width), (samples, _) = x.shape, weight.shape
@@ -117,7 +115,7 @@ def gradients(
     out, sums = torch.empty_like(x), torch.empty_like(weight)
     slots = weight.new_empty(programs + samples, width)
     _gradients[(programs,)](
-        grad, x, weight, scale, added, sample, offsets, out, slots, rows, samples, width,
+        grad, x, weight, added, sample, offsets, out, slots, rows, samples, eps, width,
         BLOCK=triton.next_power_of_2(width), ROWS=ROWS, ADD=added is not None, num_warps=8,
     )  # fmt: skip
     _sums[(samples, triton.cdiv(width, COLUMNS))](
