@@ -23,11 +23,11 @@ from train.model import flash4
 from train.model.attention import backend
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
+from train.model.float8 import to_float8
 from train.model.flops import training_flops
 from train.model.packing import layout_of, pack
 from train.model.recompute import Recompute
 from train.peak import peak_flops
-from train.precision import to_float8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFIG = DiTConfig(cap_feat_dim=2304)

@@ -1,7 +1,7 @@
 """`train estimate`: what a run takes before it begins, by arithmetic: operations, hours, memory, bytes on the disk."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -165,9 +165,9 @@ def _notes(
 ) -> Iterator[str]:
     found = counts(settings, config)
     owned = found.learning if settings.lora else found.learning // gpus
-    state = state_bytes(settings, Counts(found.all, found.learning, owned))
+    state = state_bytes(settings, replace(found, owned=owned))
     batches = [
-        f"{kept_bytes(config, settings.token_budget, option) / 2**30:.1f} with recompute {option}"
+        f"{kept_bytes(config, settings.token_budget, option, settings.precision) / 2**30:.1f} with recompute {option}"
         for option in get_args(Recompute)
     ]
     yield f"{hours / 24 / gpus:,.1f} days on {gpus} H100, at {share:.0%} of their 989 TFLOP/s (--gpus, --share-of-peak)"

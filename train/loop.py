@@ -22,11 +22,12 @@ from train.memory import Counts, choose
 from train.metrics import Reports
 from train.model.attention import backend
 from train.model.dit import Lumina2DiT
+from train.model.float8 import to_float8
 from train.model.parts import rate_factors
 from train.model.recompute import Recompute
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
-from train.precision import MasterWeights, to_float8
+from train.precision import MasterWeights
 from train.ranks import Ranks
 from train.samples import Sampler
 from train.settings import TrainSettings

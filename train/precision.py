@@ -12,11 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from shared.errors import UserError
 from train.data.plan import spread
 from train.gradients import GradientSums
-from train.model.blocks import ModulatedNorm
-from train.model.dit import Lumina2DiT
 from train.ranks import Ranks
 
 
@@ -97,6 +94,8 @@ class MasterWeights:
     def _publish(self, values: Mapping[str, Tensor]) -> None:
         torch._foreach_copy_([self._learning[name] for name in values], list(values.values()))
         self._ranks.from_owners((weight.data, self._owners[name]) for name, weight in self._learning.items())
+        # PyTorch has not seen what came from other ranks; float8 copies go by what it has seen.
+        torch.autograd.graph.increment_version(list(self._learning.values()))
 
 
 def owners(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
@@ -104,19 +103,3 @@ def owners(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
     names = list(sizes)
     shares = spread(range(len(names)), [sizes[name] for name in names], ranks)
     return {names[index]: rank for rank, share in enumerate(shares) for index in share}
-
-
-def to_float8(model: Lumina2DiT) -> None:
-    """Let the large products of the joint blocks be computed in float8, scaled by tensor (torchao).
-
-    Raises UserError where torchao is not installed.
-    """
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ModuleNotFoundError as error:
-        raise UserError(f"train.precision = float8: {error}; pip install 'illustrious-lu[fast]'") from None
-    modulations = {id(module.linear) for module in model.modules() if isinstance(module, ModulatedNorm)}
-    # Those are products of one row per sample: nothing to gain, and not a multiple of 16.
-    convert_to_float8_training(
-        model.layers, config=Float8LinearConfig(), module_filter_fn=lambda module, _: id(module) not in modulations
-    )

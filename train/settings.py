@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from shared.settings import Settings
-from train.model.recompute import Recompute
+from train.model.recompute import Precision, Recompute
 
 
 class OptimizerSettings(Settings):
@@ -164,7 +164,7 @@ class TrainSettings(Settings):
     """Parts that do not learn: text, image, time, layers, output; or some layers, as layers.3 or layers.0-12."""
     lora: LoraSettings | None = None
     """Train adapters and leave the model as it is."""
-    precision: Literal["bfloat16", "float8"] = "bfloat16"
+    precision: Precision = "bfloat16"
     """What a GPU computes the large products in; a CPU has float32."""
     masters: Literal["float32", "bfloat16"] = "float32"
     """How the weights that learn are stored. bfloat16, rounded stochastically after every step, leaves 4 bytes per

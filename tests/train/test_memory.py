@@ -10,7 +10,7 @@ from train.memory import USABLE, Counts, choose, state_bytes
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.freeze import freeze
-from train.model.recompute import Recompute, kept_bytes
+from train.model.recompute import Precision, Recompute, kept_bytes
 from train.settings import OptimizerSettings, TrainSettings
 
 CONFIG = DiTConfig(cap_feat_dim=2304)
@@ -24,6 +24,7 @@ def test_weights_are_counted():
     counts = Counts.of(model)
     assert counts.all == 2_609_769_152  # Published.
     assert counts.learning == counts.owned == counts.all - sum(x.numel() for x in model.layers.parameters())
+    assert counts.products == 26 * 2304 * (2304 + 2 * 768 + 2304 + 3 * 9216)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +39,17 @@ def test_weights_are_counted():
 )
 def test_bytes_of_a_weight(changes: dict[str, object], each: int):
     settings = TrainSettings().model_copy(update=changes)
-    assert state_bytes(settings, Counts(100, 100, 100)) == 100 * each
-    assert state_bytes(settings, Counts(100, 60, 15)) == 100 * 2 + 60 * 4 + 15 * (each - 6)
+    assert state_bytes(settings, Counts(100, 100, 100, 80)) == 100 * each
+    assert state_bytes(settings, Counts(100, 60, 15, 80)) == 100 * 2 + 60 * 4 + 15 * (each - 6)
+    float8 = settings.model_copy(update={"precision": "float8"})
+    assert state_bytes(float8, Counts(100, 60, 15, 80)) == state_bytes(settings, Counts(100, 60, 15, 80)) + 80 * 2
 
 
-def test_the_fastest_that_fits_is_chosen():
-    settings, counts = TrainSettings(token_budget=8_800), Counts(10**9, 10**9, 10**9)
-    needs = {option: kept_bytes(CONFIG, 8_800, option) for option in get_args(Recompute)}
+@pytest.mark.parametrize("precision", ["bfloat16", "float8"])
+def test_the_fastest_that_fits_is_chosen(precision: Precision):
+    settings = TrainSettings(token_budget=8_800, precision=precision)
+    counts = Counts(10**9, 10**9, 10**9, 9 * 10**8)
+    needs = {option: kept_bytes(CONFIG, 8_800, option, precision) for option in get_args(Recompute)}
     assert list(needs.values()) == sorted(needs.values(), reverse=True)
     for option, need in needs.items():
         memory = (need + state_bytes(settings, counts)) / USABLE

@@ -19,6 +19,9 @@ EXPENSIVE = {"mm", "addmm", "_scaled_mm", "flash4", "_varlen_attn"}
 WIDER = 4
 """The results of a product that makes rows wider than so many times are most of what a block keeps."""
 
+Precision = Literal["bfloat16", "float8"]
+"""Of the large products of the joint blocks."""
+
 
 def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> Tensor:
     """Call a block."""
@@ -56,15 +59,17 @@ def _most(context: Any, operator: Any, *arguments: Any, **options: Any) -> Check
     return _cheap(context, operator, *arguments, **options)
 
 
-def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute) -> float:
-    """What the forward pass of compiled blocks leaves in memory for the backward pass, in bfloat16.
+def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute, precision: Precision = "bfloat16") -> float:
+    """What the forward pass of compiled blocks leaves in memory for the backward pass.
 
-    The formula for `nothing` counts, per token and block, what the compiler keeps: the inputs of the products, of the
-    norms and of attention. It gives what was measured on an H100 within 6 % (bench/results).
+    The formulas count, per token and block, what the compiler keeps: the inputs of the products, of the norms and of
+    attention. That of `nothing` gives what was measured on an H100 in bfloat16 within 6 % (bench/results). In float8
+    the inputs of products take a byte less, but that of `to_out` is one more: attention keeps its output itself.
     """
-    whole = 11 * config.hidden_size + 2 * config.ffn_dim
-    most = 5 * config.hidden_size + 2 * config.kv_dim
-    kept = {"nothing": whole, "cheap": most + 2 * config.ffn_dim, "most": most, "everything": config.hidden_size}
+    hidden, wide = config.hidden_size, 2 * config.ffn_dim
+    whole = 2 * (11 * hidden + wide) - (hidden + config.ffn_dim if precision == "float8" else 0)
+    most = 2 * (5 * hidden + 2 * config.kv_dim)
+    kept = {"nothing": whole, "cheap": most + 2 * wide, "most": most, "everything": 2 * hidden}
     blocks = config.num_layers + config.num_refiner_layers  # Those that refine text have few tokens.
     # One block is whole at any time, and the gradients of all that is in it beside it.
-    return 2 * tokens * (blocks * kept[recompute] + 3 * whole)
+    return tokens * (blocks * kept[recompute] + 3 * whole)
