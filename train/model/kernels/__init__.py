@@ -1,0 +1,1 @@
+"""Triton kernels, each behind an operator of `train.model`, which imports them when the first CUDA tensor arrives."""
