@@ -14,7 +14,8 @@ from train.model.attention import packed_attention
 from train.model.config import DiTConfig
 from train.model.norm import Rows, add_normed, branch_norm
 from train.model.packing import Segments
-from train.model.rope import Rotation, rotate
+from train.model.qk import normed_rotated
+from train.model.rope import Rotation
 
 QK_NORM_EPS = 1e-5
 """Fixed in the reference, whatever norm_eps says."""
@@ -64,19 +65,16 @@ class Attention(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.head_dim = config.head_dim
-        self.widths = [width, config.kv_dim, config.kv_dim]
-        """Of queries, keys and values."""
-        self.to_qkv = nn.Linear(width, sum(self.widths), bias=False)
+        self.kv_heads = config.num_kv_heads
+        self.to_qkv = nn.Linear(width, width + 2 * config.kv_dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
         self.norm_q = RMSNorm(config.head_dim, QK_NORM_EPS)
         self.norm_k = RMSNorm(config.head_dim, QK_NORM_EPS)
 
     def forward(self, x: Tensor, segments: Segments, by: Rotation) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
-        parts = self.to_qkv(x).split(self.widths, dim=1)
-        q, k, v = (part.unflatten(1, (-1, self.head_dim)) for part in parts)
-        q, k = rotate(self.norm_q(q), by), rotate(self.norm_k(k), by)
+        weights = self.norm_q.weight, self.norm_k.weight
+        q, k, v = normed_rotated(self.to_qkv(x), *weights, by, self.kv_heads, QK_NORM_EPS)
         out: Tensor = self.to_out[0](packed_attention(q, k, v, segments).flatten(1))
         return out
 

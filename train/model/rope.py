@@ -14,8 +14,7 @@ from train.model.packing import Grid
 THETA = 10_000.0
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine of each token's angles, (tokens, 1, head_dim / 2, 1), and its sine, (tokens, 1, head_dim / 2, 2), once
-negative and once positive; float32. The 1 in the second place is for the heads."""
+"""Cosine and sine of each token's angles, (tokens, head_dim / 2) float32 each."""
 
 
 def check_positions(text_lengths: Sequence[int], grids: Sequence[Grid], axes_lens: tuple[int, int, int]) -> None:
@@ -47,14 +46,12 @@ def rotation(positions: Tensor, axes_dim: Sequence[int]) -> Rotation:
     for axis, width in enumerate(axes_dim):
         exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
         angles.append(positions[:, axis, None] * THETA**-exponents)
-    angle = torch.cat(angles, dim=1)[:, None, :, None]
-    sine = angle.sin().float()
-    return angle.cos().float(), torch.cat((-sine, sine), dim=3)
+    angle = torch.cat(angles, dim=1)
+    return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn queries or keys (tokens, heads, head_dim), in float32; the result has x's dtype."""
-    cosine, sine = by
-    numbers = x.float().unflatten(-1, (-1, 2))
-    turned: Tensor = numbers * cosine + numbers.flip(-1) * sine
+    numbers = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = torch.view_as_real(numbers * torch.complex(*by)[:, None])
     return turned.flatten(-2).to(x.dtype)
