@@ -15,7 +15,7 @@ TILE = 128
 """Rows and columns that a program casts: lines of 128 bytes of float8 in either layout."""
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def _amax(x, bits, count, PART: tl.constexpr, PARTS: tl.constexpr):
     """Floats without their sign are in the order of the integers of the same bits, with NaN above infinity."""
     first = tl.program_id(0).to(tl.int64) * (PART * PARTS)
@@ -42,14 +42,22 @@ def _cast(
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         tl.store(inverse, (1.0 / scale.to(tl.float64)).to(tl.float32))
     column, row = tl.program_id(0).to(tl.int64) * TILE, tl.program_id(1).to(tl.int64) * TILE
-    i, j = tl.arange(0, TILE)[:, None], tl.arange(0, TILE)[None, :]
-    inside, place = (i < m - row) & (j < n - column), row * n + column + (i * n + j)
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * scale
-    if ROWS:
-        tl.store(rows + place, value.to(rows.dtype.element_ty), mask=inside)
+    fours, j = tl.arange(0, TILE // 4)[:, None], tl.arange(0, TILE)[None, :]
+    # To transpose words of four bytes takes a quarter of the traffic among threads that bytes would.
+    words = tl.zeros((TILE // 4, TILE), tl.uint32)
+    for k in tl.static_range(4):
+        i = 4 * fours + k
+        inside, place = (i < m - row) & (j < n - column), row * n + column + (i * n + j)
+        value = tl.where(inside, tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * scale, 0.0)
+        small = value.to(rows.dtype.element_ty)
+        if ROWS:
+            tl.store(rows + place, small, mask=inside)
+        words |= small.to(tl.uint8, bitcast=True).to(tl.uint32) << (8 * k)
     if COLUMNS:
-        place = column * padded + row + (j * padded + i)
-        tl.store(columns + place, value.to(columns.dtype.element_ty), mask=(i < padded - row) & (j < n - column))
+        first = (columns + column * padded + row).to(tl.pointer_type(tl.uint32), bitcast=True)
+        length = tl.multiple_of(padded // 4, 4)
+        inside = (fours < length - tl.program_id(1) * (TILE // 4)) & (j < n - column)
+        tl.store(first + j * length + fours, words, mask=inside)
 
 
 def scaled_cast(x: Tensor, rows: Tensor, columns: Tensor, smallest: float) -> Tensor:
