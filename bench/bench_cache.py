@@ -34,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from bench_embed import CORES
 from bench_ingest import encoded, illustration
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -102,7 +103,7 @@ def drawing(seed: int) -> bytes:
 
 def corpus(folder: Path, sizes: Sizes) -> pa.Table:
     """Files that differ in the bytes behind their pictures; the table of them (image_id, locations)."""
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, sizes.distinct)) as pool:
+    with ProcessPoolExecutor(min(CORES, sizes.distinct)) as pool:
         files = list(pool.map(drawing, range(sizes.distinct)))
     rows = []
     for number in range(sizes.pictures):
@@ -200,8 +201,7 @@ def latents_part(folder: Path, sizes: Sizes, batch: int, dtype: Dtype) -> None:
     (out := folder / "latents").mkdir()
     pictures = WorkList(out, ("image_id",), -(-sizes.pictures // sizes.shards))
     pictures.extend(items)
-    cores = os.cpu_count() or 1
-    shards = latents.LatentShards(Corpus(str(source)), [encoder], {out: one}, batch, cores)
+    shards = latents.LatentShards(Corpus(str(source)), [encoder], {out: one}, batch, CORES)
     rate, size = written(pictures.shards(), shards.write, "pictures")
     shapes = {
         (shape["height"], shape["width"])
@@ -211,7 +211,7 @@ def latents_part(folder: Path, sizes: Sizes, batch: int, dtype: Dtype) -> None:
     waited = waits(encoder.worker)
     print(f"ours, files to shards: {rate:.1f} pictures/s, {len(shapes)} shapes", flush=True)
     row("the GPU waits, latents", "", waited, "under 10 %", "under 3 %")
-    print(f"    processes that decode, alone: {decoding(source, items, sizes, cores):.1f} pictures/s", flush=True)
+    print(f"    processes that decode, alone: {decoding(source, items, sizes):.1f} pictures/s", flush=True)
     print(f"    {size / 1e6:.3f} MB a picture", flush=True)
     for rows in (8, 1):
         pixels = torch.randint(256, (rows, sizes.area, sizes.area, 3), dtype=torch.uint8, device=DEVICE)
@@ -239,9 +239,9 @@ def latents_part(folder: Path, sizes: Sizes, batch: int, dtype: Dtype) -> None:
     )
 
 
-def decoding(source: Path, items: pa.Table, sizes: Sizes, cores: int) -> float:
+def decoding(source: Path, items: pa.Table, sizes: Sizes) -> float:
     """Pictures per second that the processes prepare."""
-    with Feeder(Corpus(str(source)), [sizes.area], 16, 1, cores) as feeder:
+    with Feeder(Corpus(str(source)), [sizes.area], 16, 1, CORES) as feeder:
         waiting: deque[Feeding] = deque()
         start, taken, early = 0.0, 0, sizes.pictures // 4  # By then all processes have started.
         for item in items.slice(0, sizes.pictures // 2).to_pylist():
@@ -408,7 +408,7 @@ def main() -> None:
     given = {name: getattr(args, name) for name in ("pictures", "captions") if getattr(args, name)}
     sizes = Sizes(**vars(SMALL if args.small else LARGE) | given)
     place = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
-    print(f"{place}, {os.cpu_count()} cores, torch {torch.__version__}, {sizes.area} px", flush=True)
+    print(f"{place}, {CORES} cores, torch {torch.__version__}, {sizes.area} px", flush=True)
     parts: dict[str, Callable[[Path], None]] = {
         "latents": lambda folder: latents_part(folder, sizes, args.batch, args.dtype),
         "text": lambda folder: text_part(folder, sizes, args.dtype),

@@ -47,6 +47,7 @@ from shared.vision.forward import Forward
 from shared.vision.geometry import Geometry
 from shared.vision.table import Model
 
+CORES = len(os.sched_getaffinity(0))
 DISTINCT = 48
 TAR = 2000
 
@@ -152,7 +153,7 @@ def told(folder: Path) -> Iterator[None]:
 
 def about(source: Path) -> dict[str, Any]:
     """What jobs on a corpus have in common."""
-    return {"source": str(source), "deciders": ("near",), "engine": LocalEngine(os.cpu_count() or 1)}
+    return {"source": str(source), "deciders": ("near",), "engine": LocalEngine(CORES)}
 
 
 def decoding(
@@ -161,7 +162,7 @@ def decoding(
     """Pictures per second that the processes can decode, or prepare for the GPU."""
     rows = pq.read_table(done["ingest"], columns=["image_id", "location"]).to_pylist()[: args.pictures // 4]
     items = [{"image_id": row["image_id"], "locations": [row["location"]]} for row in rows]
-    with Feeder(Corpus(str(source)), geometry, decode, 10**9, args.batch, os.cpu_count() or 1) as feeder:
+    with Feeder(Corpus(str(source)), geometry, decode, 10**9, args.batch, CORES) as feeder:
         finished: list[float] = []
         waiting: deque[Batch] = deque()
 
@@ -236,7 +237,7 @@ def arguments(description: str | None, loop: int) -> argparse.ArgumentParser:
 def place() -> str:
     """Where it is measured."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return f"{name}, {CORES} cores, torch {torch.__version__}"
 
 
 def compare(

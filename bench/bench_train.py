@@ -1,6 +1,7 @@
 """Whole training steps of the full-size transformer: our trainer, and diffusers' in an accelerate loop.
 
-    python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--states int8] [--steps 3]
+    python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--recompute cheap]
+                                [--states int8] [--masters bfloat16] [--ema-offload] [--steps 3]
     accelerate launch --num_processes 2 bench/bench_train.py ours --batch 128
 
 Images per second are those of all processes together, which share the batch; the memory is that of the first. Random
@@ -17,7 +18,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -31,6 +32,7 @@ from train.data.phases import Phase, Phases
 from train.data.plan import Plan
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
+from train.model.recompute import Recompute
 from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings
 
 
@@ -76,6 +78,7 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
         batch=args.batch,
         token_budget=args.budget,
         precision=precision,  # type: ignore[arg-type]
+        recompute=args.recompute,
         masters=args.masters,
         ema_offload=args.ema_offload,
         optimizer=OptimizerSettings(states=args.states),
@@ -93,7 +96,8 @@ def ours(config: DiTConfig, side: int, args: argparse.Namespace, precision: str)
         return
     seconds = sum(record["seconds"] for record in records)
     waited = sum(record["data_wait"] for record in records)
-    report(f"ours, {precision}, {args.masters} masters, {args.states} states", args.batch * len(records) / seconds)
+    what = f"ours, {precision}, recomputing {args.recompute}, {args.masters} masters, {args.states} states"
+    report(f"{what}{', average on the host' * args.ema_offload}", args.batch * len(records) / seconds)
     share = np.mean([record["share_of_peak"] for record in records])
     print(f"    {share:.1%} of peak, {waited / seconds:.2%} of the time spent waiting for data", flush=True)
 
@@ -156,7 +160,7 @@ def report(name: str, rate: float) -> None:
     if PartialState().process_index:
         return
     memory = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else 0.0
-    print(f"{name:52} {rate:6.2f} images/s {memory:5.1f} GiB", flush=True)
+    print(f"{name:80} {rate:6.2f} images/s {memory:5.1f} GiB", flush=True)
 
 
 def main() -> None:
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=8_800)
     parser.add_argument("--states", choices=["float32", "int8"], default="float32")
     parser.add_argument("--masters", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--recompute", choices=[*get_args(Recompute), "auto"], default="auto")
     parser.add_argument("--ema-offload", action="store_true")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--small", action="store_true")

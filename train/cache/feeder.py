@@ -24,6 +24,10 @@ from train.cache.pictures import Prepared, scaled
 Found = list[Prepared] | Problem
 """A picture at each area, or what is wrong with it."""
 
+WAITING = 128
+"""Most pictures of a device that wait for others of their shape: 0.4 GB at 1024 px. As many are decoded meanwhile, so
+that there are enough when those that remain at the end of a shard are encoded at once."""
+
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
@@ -41,7 +45,7 @@ class Feeder:
 
     def __init__(self, corpus: Corpus, areas: Sequence[int], multiple: int, devices: int, workers: int) -> None:
         """Raises UserError where there is too little shared memory."""
-        self.ahead = -(-2 * workers // devices) + 2
+        self.ahead = -(-2 * workers // devices) + WAITING
         """How many pictures each device may have fed and not taken."""
         room = 3 * sum(area**2 for area in areas)
         shape = (devices * self.ahead, room)

@@ -23,7 +23,7 @@ from shared.tensors import write_shard
 from shared.vision.feeder import Item
 from shared.worklist import Shard
 from train.cache.autoencoder import ImageEncoder
-from train.cache.feeder import Feeder, Feeding
+from train.cache.feeder import WAITING, Feeder, Feeding
 from train.cache.pictures import RESIZE, Prepared
 from train.cache.settings import CacheSettings, Dtype
 from train.cache.stored import columns, is_finite, layout, record_batch, schema_of
@@ -33,9 +33,6 @@ PATCH = 2
 """Latents per token of the transformer, along a side."""
 LARGE = 1024**2
 """Pixels of pictures of which fewer are encoded together, for memory's sake."""
-WAITING = 128
-"""Most pictures that wait for others of their shape: 0.4 GB at 1024 px."""
-
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

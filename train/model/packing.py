@@ -117,7 +117,9 @@ def layout_of(batch: PackedBatch) -> Layout:
     longest = -(-int(joint.max()) // LONGEST) * LONGEST
 
     def there(values: NDArray[np.integer[Any]]) -> Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
+        tensor = torch.from_numpy(values)
+        # From memory that is not pinned, the host would wait until the GPU has done all that was asked before.
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
     def segments(lengths: NDArray[np.integer[Any]]) -> Segments:
         offsets = np.concatenate([[0], lengths.cumsum()]).astype(np.int32)
