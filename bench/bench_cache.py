@@ -18,7 +18,6 @@ import argparse
 import gc
 import hashlib
 import itertools
-import os
 import tempfile
 import time
 import traceback
