@@ -210,7 +210,7 @@ def main() -> None:
         "ours-mixed-float8": (lambda: ours(config, mixes, "nothing", True, False), mixes),
     }
     place = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
-    print(f"{place}, torch {torch.__version__}, attention {backend(DEVICE, torch.bfloat16)}")
+    print(f"{place}, torch {torch.__version__}, attention {backend(DEVICE, torch.bfloat16, config.head_dim)}")
     rates: dict[str, float] = {}
     for name in args.names or variants:
         make, works = variants[name]

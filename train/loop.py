@@ -233,10 +233,11 @@ class Trainer:
     def _announce(self, first: int) -> None:
         parameters = list(self._model.parameters())
         learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        attention = backend(self._device, self._model.dtype, self._model.config.head_dim)
         self._ranks.print(
             f"{self._folder}: {learning / 1e6:,.1f}M of {sum(x.numel() for x in parameters) / 1e6:,.1f}M parameters "
             f"learn on {self._ranks.count} x {self._device.type}, "
-            f"attention by {backend(self._device, self._model.dtype)}, recomputing {self._model.recompute}\n"
+            f"attention by {attention}, recomputing {self._model.recompute}\n"
             f"steps {first:,} to {self._settings.steps:,} of {self._settings.batch:,} samples\n"
             + "\n".join(self._phases.lines(self._settings.steps))
         )

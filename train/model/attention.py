@@ -24,11 +24,11 @@ if "enable_gqa" in inspect.signature(varlen_attn).parameters:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def backend(device: torch.device, dtype: torch.dtype) -> Backend:
+def backend(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
     """What computes attention."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
-    return "flash4" if flash4.available() else "flash2"
+    return "flash4" if head_dim in flash4.HEAD_DIMS and flash4.available() else "flash2"
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
@@ -38,7 +38,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
     serves heads / kv_heads neighbouring query heads. Returns (tokens, heads, head_dim).
     """
     offsets, longest = segments.offsets, segments.longest
-    chosen = backend(q.device, q.dtype)
+    chosen = backend(q.device, q.dtype, q.shape[2])
     out: Tensor
     if chosen == "flash4":
         out, _ = flash4.flash4(q, k, v, offsets, longest)

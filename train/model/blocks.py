@@ -16,6 +16,7 @@ from train.model.norm import Rows, add_normed, branch_norm
 from train.model.packing import Segments
 from train.model.qk import normed_rotated
 from train.model.rope import Rotation
+from train.model.swiglu import swiglu
 
 QK_NORM_EPS = 1e-5
 """Fixed in the reference, whatever norm_eps says."""
@@ -89,8 +90,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
-        gate, value = self.linear_13(x).chunk(2, dim=1)
-        out: Tensor = self.linear_2(F.silu(gate) * value)
+        out: Tensor = self.linear_2(swiglu(self.linear_13(x)))
         return out
 
 

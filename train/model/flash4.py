@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HEAD_DIMS = (64, 96, 128)
+"""Those it is tested with. Of others, such as 16, it leaves out rows without a word."""
+
 
 @cache
 def available() -> bool:

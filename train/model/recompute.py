@@ -62,14 +62,14 @@ def _most(context: Any, operator: Any, *arguments: Any, **options: Any) -> Check
 def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute, precision: Precision = "bfloat16") -> float:
     """What the forward pass of compiled blocks leaves in memory for the backward pass.
 
-    The formulas count, per token and block, what the compiler keeps: the inputs of the products, of the norms and of
-    attention. That of `nothing` gives what was measured on an H100 in bfloat16 within 6 % (bench/results). In float8
-    the inputs of products take a byte less, but that of `to_out` is one more: attention keeps its output itself.
+    The formulas count, per token and block, what the compiler keeps: inputs of products, of norms and of attention, and
+    of what is recomputed that of the first. They give what was measured on an H200 within 3 % (bench/results). In
+    float8 the inputs of products take a byte less, but that of `to_out` is one more: attention keeps its output itself.
     """
-    hidden, wide = config.hidden_size, 2 * config.ffn_dim
-    whole = 2 * (11 * hidden + wide) - (hidden + config.ffn_dim if precision == "float8" else 0)
-    most = 2 * (5 * hidden + 2 * config.kv_dim)
-    kept = {"nothing": whole, "cheap": most + 2 * wide, "most": most, "everything": 2 * hidden}
+    hidden, keys, wide = config.hidden_size, config.kv_dim, config.ffn_dim
+    whole = 2 * (9 * hidden + 3 * keys + 3 * wide) - (hidden + wide if precision == "float8" else 0)
+    most = 2 * (5 * hidden + 2 * keys)
+    kept = {"nothing": whole, "cheap": most + 4 * wide, "most": most, "everything": 2 * hidden}
     blocks = config.num_layers + config.num_refiner_layers  # Those that refine text have few tokens.
-    # One block is whole at any time, and the gradients of all that is in it beside it.
-    return tokens * (blocks * kept[recompute] + 3 * whole)
+    # The block at work is whole, with gradients beside it; where it is computed a second time, more so.
+    return tokens * (blocks * kept[recompute] + (3 if recompute == "everything" else 1) * whole)

@@ -62,7 +62,6 @@ def test_one_graph_for_each_kind_of_block_serves_any_mix(make: Callable[[], Lumi
             assert counters["stats"]["unique_graphs"] == (2 if len(samples) > 1 else 3)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
 def test_what_is_recomputed_is_not_kept_and_changes_no_gradient() -> None:
     batch = batch_of(MIXES[0])
     layout = layout_of(batch)
@@ -93,7 +92,6 @@ def test_what_is_recomputed_is_not_kept_and_changes_no_gradient() -> None:
     assert kept[3] < 0.6 * kept[2]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
 def test_compiled_adapters_learn_the_same() -> None:
     batch = batch_of(MIXES[3])
     found = []

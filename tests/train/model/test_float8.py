@@ -253,7 +253,6 @@ class Branch(nn.Module):
 
 
 @pytest.mark.usefixtures("_compiler")
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
 def test_one_graph_serves_any_number_of_rows_and_new_weights() -> None:
     block = Branch()
     block.compile(fullgraph=True, backend="aot_eager")
@@ -290,7 +289,6 @@ def gradients(model: Lumina2DiT, device: str = "cpu") -> dict[str, Tensor]:
 
 
 @pytest.mark.usefixtures("_compiler")
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("recompute", ["nothing", "everything"])
 def test_compiled_blocks_learn_the_same(recompute: Recompute) -> None:
     expected = gradients(converted(random_model()))

@@ -154,7 +154,6 @@ def learned(model: Lumina2DiT) -> dict[str, Tensor]:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="tests/train/model/test_compile.py has the same for a GPU")
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # The compiler looks for one wherever there is a tensor.
 @pytest.mark.parametrize(
     ("make", "recompute", "graphs"),
     [(random_model, "nothing", 2), (random_model, "everything", 2), (random_lora, "cheap", 3)],
