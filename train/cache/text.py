@@ -20,7 +20,8 @@ from train.cache.text_encoder import TextEncoder, packs
 
 FORMAT = 2
 WRITERS = 2
-"""Threads per device that write shards: one does not keep up with a fast GPU."""
+"""Threads per device that bring embeddings into rows, and as many that write shards: one does not keep up with a fast
+GPU, whose own thread must do nothing else."""
 
 SCHEMA = pa.schema(
     [
@@ -83,9 +84,13 @@ class TextShards:
         computed = _computed(one_ahead(_brought(tokenised, encoder)), encoder)
         dtype: Dtype = self.description["dtype"]
         schema = schema_of(SCHEMA, dtype)
+
+        def in_rows(pack: Pack) -> tuple[Shard, pa.RecordBatch]:
+            return pack.shard, record_batch(list(_rows(pack, encoder, dtype)), schema)
+
         found = (
-            (shard, [record_batch(list(_rows(pack, encoder, dtype)), schema) for pack in packs])
-            for shard, packs in groupby(computed, key=lambda pack: pack.shard)
+            (shard, [rows for _, rows in packs])
+            for shard, packs in groupby(behind(in_rows, computed, WRITERS), key=lambda found: found[0])
         )
         yield from behind(self._finish, found, WRITERS)
 
@@ -141,8 +146,9 @@ def _taken(pack: Pack, pending: Pending) -> Pack:
 def _rows(pack: Pack, encoder: TextEncoder, dtype: Dtype) -> Iterator[dict[str, Any]]:
     prefix = encoder.shared
     embeddings = pack.tensor.split([len(ids) for ids in pack.ids])
+    all_finite = is_finite(pack.tensor)
     for item, ids, embedding in zip(pack.items, pack.ids, embeddings, strict=True):
-        if not is_finite(embedding):
+        if not all_finite and not is_finite(embedding):
             raise RuntimeError(f"image {item['image_id']}: the text encoder gave numbers that are not finite")
         # A tokenizer may merge the prefix's end with a caption's beginning: such a caption is stored whole.
         shared = len(prefix) if prefix and ids[: len(prefix)] == prefix else 0
