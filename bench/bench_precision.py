@@ -50,10 +50,10 @@ REFERENCE = Variant("float32 masters")
 VARIANTS = (
     REFERENCE,
     Variant("bfloat16 masters, stochastic rounding", {"masters": "bfloat16"}),
-    Variant("bfloat16 masters, rounded to the nearest", {"masters": "bfloat16"}, lambda x, _: x.bfloat16()),
+    Variant("float8 products", {"precision": "float8"}),
     Variant("float32 masters, seed 1", {"seed": 1}),
     Variant("float32 masters, seed 2", {"seed": 2}),
-    Variant("float8 products", {"precision": "float8"}),
+    Variant("bfloat16 masters, rounded to the nearest", {"masters": "bfloat16"}, lambda x, _: x.bfloat16()),
 )
 
 
@@ -119,6 +119,7 @@ def plot(curves: dict[str, NDArray[np.float64]], path: Path) -> None:
     axes.set(xlabel="step", ylabel=f"loss, mean of {WINDOW} steps", yscale="log")
     axes.legend()
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -159,8 +160,9 @@ def main() -> None:
             continue
         print(variant.name, flush=True)
         curves[variant.name] = curve(config, settings, variant, reader)
+        print(f"{variant.name}: {curves[variant.name][-LAST:].mean():.4f}", flush=True)
+        plot(curves, args.plot)  # As soon as there is something to see: all of them take minutes.
     print(table(curves))
-    plot(curves, args.plot)
 
 
 if __name__ == "__main__":
