@@ -17,8 +17,8 @@ BF16_PEAK = {
 """Dense bfloat16 FLOP/s, float32 accumulation, from the vendor's datasheets; the first name found counts."""
 
 SHARE_OF_PEAK = 0.45
-"""That training in bfloat16 is taken to reach on an H100. Whole steps have reached 0.51 on an H200 (bench/results), which
-computes as fast, with a faster memory."""
+"""That training in bfloat16 is taken to reach on an H100. Whole steps reach 0.51 on an H200 (bench/results), which has
+a faster memory."""
 
 
 def peak_flops(device: torch.device) -> float:
