@@ -1,5 +1,6 @@
 """What is kept of the forward pass for the backward pass, and what is computed a second time."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -44,6 +45,8 @@ def prepare(block: nn.Module, recompute: Recompute) -> None:
         return out
 
     block.forward = forward
+    # It warns of operators that work in place, of which there are none in a block.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
 
 def _cheap(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
