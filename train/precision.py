@@ -86,9 +86,11 @@ class MasterWeights:
         """Let the model compute with other values of this rank's weights meanwhile, such as averages."""
         kept = [weight.detach().clone() for weight in self._learning.values()]
         self._publish(values)
-        yield
-        with torch.no_grad():
-            torch._foreach_copy_(list(self._learning.values()), kept)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._learning.values()), kept)
 
     @torch.no_grad()
     def _publish(self, values: Mapping[str, Tensor]) -> None:

@@ -170,8 +170,9 @@ class TrainSettings(Settings):
     """How the weights that learn are stored. bfloat16, rounded stochastically after every step, leaves 4 bytes per
     weight to micro-batches; gradients, the optimiser's arithmetic and the average are float32 either way."""
     recompute: Recompute | Literal["auto"] = "auto"
-    """What is computed a second time in the backward pass: `everything` is a third more work for a fraction of the
-    memory, `cheap` lies between the two; `auto` takes the fastest that fits into the GPU's memory."""
+    """What is computed a second time in the backward pass, for memory: norms, rotations and SwiGLU (`cheap`), the
+    widest product of each block too (`most`), or `everything`; `auto` takes the fastest that fits into the GPU's
+    memory. On a CPU, where nothing is compiled, `cheap` and `most` are `nothing`."""
     optimizer: OptimizerSettings = OptimizerSettings()
     samples: SampleSettings = SampleSettings()
     validation: ValidationSettings = ValidationSettings()

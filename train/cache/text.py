@@ -89,8 +89,8 @@ class TextShards:
             return pack.shard, record_batch(list(_rows(pack, encoder, dtype)), schema)
 
         found = (
-            (shard, [rows for _, rows in packs])
-            for shard, packs in groupby(behind(in_rows, computed, WRITERS), key=lambda found: found[0])
+            (shard, [rows for _, rows in of_shard])
+            for shard, of_shard in groupby(behind(in_rows, computed, WRITERS), key=lambda found: found[0])
         )
         yield from behind(self._finish, found, WRITERS)
 

@@ -140,6 +140,8 @@ class Lumina2DiT(nn.Module):
 
     def compile_blocks(self, compiler: str = "inductor") -> None:
         """Compile the blocks, each kind once, for any number of tokens and samples. Names and weights stay."""
+        # One sample, no gradients, another kind of block, larger pictures: each may be a graph of the same code.
+        torch._dynamo.config.recompile_limit = 64
         for block in (*self.context_refiner, *self.noise_refiner, *self.layers):
             recompute.prepare(block, self.recompute)
             block.compile(fullgraph=True, backend=compiler)

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.errors import UserError
 from train.model.blocks import ModulatedNorm
 from train.model.dit import Lumina2DiT
 from train.model.packing import MULTIPLE
 
 OPERAND, GRADIENT = torch.float8_e4m3fn, torch.float8_e5m2
+CAPABILITY = (8, 9)
+"""Of GPUs that multiply in float8."""
 SMALLEST = 1e-12
 """What smaller magnitudes count as, for zeros to have a scale."""
 
@@ -48,7 +51,7 @@ class Float8Linear(nn.Linear):
         tell (`torch.autograd.graph.increment_version`).
         """
         now = self.weight.data_ptr(), self.weight._version
-        if now != self._copied:
+        if now != self._copied or self.rows.dtype != OPERAND:  # `Module.to` casts buffers, too.
             self.rows, self.columns, self.inverse = scaled_cast(self.weight, OPERAND, True, True)
             self._copied = now
 
@@ -73,10 +76,30 @@ def products(model: Lumina2DiT) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def to_float8(model: Lumina2DiT) -> None:
-    """Let the large products of the joint blocks be computed in float8, with the weights as they are at every call."""
-    for name, linear in list(products(model)):
+    """Let the large products of the joint blocks be computed in float8, with the weights as they are at every call.
+
+    Raises UserError where the GPU or the shape of the model cannot.
+    """
+    chosen = list(products(model))
+    for name, linear in chosen:
+        _check(name, linear.weight)
+    for name, linear in chosen:
         model.set_submodule(name, Float8Linear(linear))
     model.register_forward_pre_hook(_refresh)
+
+
+def _check(name: str, weight: Tensor) -> None:
+    if any(size % MULTIPLE for size in weight.shape):
+        rows, columns = weight.shape
+        raise UserError(
+            f"train.precision = float8: {name}.weight is {rows} x {columns}, both must be multiples of {MULTIPLE}; "
+            "use bfloat16"
+        )
+    if weight.is_cuda and (found := torch.cuda.get_device_capability(weight.device)) < CAPABILITY:
+        raise UserError(
+            f"train.precision = float8: {torch.cuda.get_device_name(weight.device)} has compute capability "
+            f"{found[0]}.{found[1]}, needed is {CAPABILITY[0]}.{CAPABILITY[1]} (Ada, Hopper and later); use bfloat16"
+        )
 
 
 def _refresh(model: nn.Module, _: Any) -> None:

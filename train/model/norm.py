@@ -96,26 +96,35 @@ def _scale(x: Tensor, eps: float) -> Tensor:
 
 
 @normed.register_kernel("cuda")
-def _(x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float) -> Tensor:
+def normed_by_kernel(
+    x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
+) -> Tensor:
+    """`normed` on a GPU."""
     from train.model.kernels import norm
 
-    return norm.normed(x, weight, added, sample, offsets, eps)
+    return norm.normed(x.contiguous(), weight.contiguous(), _whole(added), sample, offsets, eps)
 
 
 @gradients.register_kernel("cuda")
-def _(
+def gradients_by_kernel(
     grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """`gradients` on a GPU."""
     from train.model.kernels import norm
 
-    return norm.gradients(grad.contiguous(), x, weight, added, sample, offsets, eps)
+    return norm.gradients(grad.contiguous(), x.contiguous(), weight.contiguous(), _whole(added), sample, offsets, eps)
+
+
+def _whole(x: Tensor | None) -> Tensor | None:
+    """Contiguous, as kernels want it: a gradient may be one number that stands for all."""
+    return None if x is None else x.contiguous()
 
 
 @normed.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 @gradients.register_fake
 def _(_grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)

@@ -1,13 +1,15 @@
 """Products in float8: against torchao's, and the kernels against PyTorch's own operators."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from tests.train.model.support import GPU_CONFIG, MIXED, batch_of, random_model, relative
+from shared.errors import UserError
+from tests.train.model.support import CONFIG, GPU_CONFIG, MIXED, batch_of, random_model, relative
 from train.model.dit import Lumina2DiT
 from train.model.float8 import GRADIENT, OPERAND, SMALLEST, Float8Linear, products, scaled_cast, to_float8
 from train.model.packing import layout_of
@@ -321,3 +323,17 @@ def test_on_a_gpu_compiled_blocks_learn_as_those_of_torchao(recompute: Recompute
     for name, value in exact.items():
         # Rounding is chaotic: nearly equal operands may be rounded apart. But no error is larger than torchao's.
         assert relative(found[name], value) < 1.25 * relative(expected[name], value) + 1e-2, name
+
+
+def test_a_width_that_float8_does_not_take_is_named() -> None:
+    model = random_model(replace(CONFIG, ffn_dim_multiplier=0.69, multiple_of=4))
+    with pytest.raises(UserError, match=r"layers\.0\.feed_forward\.linear_13\.weight is 264 x 48, both must be"):
+        to_float8(model)
+    assert not any(isinstance(module, Float8Linear) for module in model.modules())
+
+
+def test_copies_that_were_cast_with_the_model_are_made_anew() -> None:
+    model = converted(random_model())
+    expected = gradients(model)
+    model.to(torch.float32)  # The weights have that type, so nothing is written to them.
+    assert torch.equal(gradients(model)["prediction"], expected["prediction"])

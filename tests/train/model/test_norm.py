@@ -32,10 +32,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         if torch.cuda.is_available():
             pytest.skip("the kernel runs on the GPU")
         pytest.importorskip("triton")
-        from train.model.kernels import norm as kernels
-
-        monkeypatch.setattr(norm, "normed", kernels.normed)
-        monkeypatch.setattr(norm, "gradients", kernels.gradients)
+        monkeypatch.setattr(norm, "normed", norm.normed_by_kernel)
+        monkeypatch.setattr(norm, "gradients", norm.gradients_by_kernel)
     return "cpu"
 
 
@@ -102,6 +100,21 @@ def test_equals_pytorch_in_float64(
         assert relative(mine.cpu(), other) < TOLERANCE[dtype]
     again = results(case, ours, [x.to(device) for x in inputs], [x.to(device) for x in targets], there)
     assert all(map(torch.equal, found, again))
+
+
+def test_gradients_may_be_one_number_that_stands_for_all(device: str) -> None:
+    rows = Rows(*(tensor.to(device) for tensor in rows_of((3, 4), 0)))
+    x, weight = torch.randn(7, 48), torch.randn(2, 48)
+
+    def grads(run: Callable[..., tuple[Tensor, Tensor]], device: str, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(device, dtype).t().contiguous().t().requires_grad_(), weight.to(device, dtype).requires_grad_()]
+        normed, kept = run(*leaves, Rows(*(tensor.to(device) for tensor in rows)), EPS)
+        (normed.sum() + kept.sum()).backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    expected = grads(plain_branch, "cpu", torch.float64)
+    for mine, other in zip(grads(branch_norm, device, torch.float32), expected, strict=True):
+        assert relative(mine.cpu(), other) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # By what interprets the kernel.

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_memory_is_what_was_measured(recompute: Recompute, precision: Precis
 
 
 @torch.library.custom_op("illustrious_tests::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, longest: int) -> Tensor:
     """Stands for a kernel, of which the compiler knows what goes in and out, and what its backward wants."""
     return q + k.mean() + v.mean()
 
@@ -46,16 +47,16 @@ def attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tenso
     return grad + out, torch.zeros_like(k), torch.zeros_like(v)
 
 
-attention.register_fake(lambda q, _k, _v: torch.empty_like(q))
+attention.register_fake(lambda q, _k, _v, _longest: torch.empty_like(q))
 attention_backward.register_fake(lambda _grad, q, k, v, _out: (torch.empty_like(q), torch.empty_like(k), v.clone()))
 attention.register_autograd(
-    lambda ctx, grad: attention_backward(grad, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, output),
+    lambda ctx, grad: (*attention_backward(grad, *ctx.saved_tensors), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:3], output),
 )
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, _: Segments) -> Tensor:
-    out: Tensor = attention(q, k, v.contiguous())
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    out: Tensor = attention(q, k, v.contiguous(), segments.longest)
     return out
 
 
@@ -98,3 +99,17 @@ def test_float8_keeps_less_as_the_compiler_does() -> None:
     # By the formula all blocks are in float8, and so is the one at work.
     expected = (bfloat16 - float8) * GPU_CONFIG.num_layers / (GPU_CONFIG.num_layers + 1 + 1)
     assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_the_compiler_goes_on_whatever_comes() -> None:
+    """Every kind of batch may be a graph more, and all blocks share the code of which they are."""
+    model = random_model(replace(GPU_CONFIG, num_layers=1)).bfloat16()
+    to_float8(model)
+    model.recompute = "cheap"
+    model.compile_blocks("aot_eager")
+    for samples in (SAMPLES, SAMPLES[:1], [(4, (33, 33))]):
+        batch = batch_of(samples, GPU_CONFIG)
+        model(batch, layout_of(batch)).float().square().mean().backward()
+        with torch.no_grad():
+            assert model(batch, layout_of(batch)).isfinite().all()

@@ -5,7 +5,7 @@ parts, for only powers of two have a place there, and the next one above 2304 wo
 
 Gradients of weights are summed up in a slot for each sample that a program meets. Samples lie one behind the other, so
 `program + sample` counts the slots without gaps, and those of a sample are neighbours. Places are counted in 32 bits,
-which is enough for 900,000 tokens.
+for others take registers: 900,000 tokens of the released model.
 """
 
 import torch
@@ -127,6 +127,7 @@ def _sums_of(x_main, x_tail, y_main, y_tail):
 def normed(x: Tensor, weight: Tensor, added: Tensor | None, sample: Tensor, offsets: Tensor, eps: float) -> Tensor:
     """See `train.model.norm.normed`."""
     (rows, width), (samples, _) = x.shape, weight.shape
+    assert rows * width < 2**31
     out = torch.empty_like(x)
     _normed[(triton.cdiv(rows, FORWARD_ROWS),)](
         x, weight, added, sample, offsets, out, rows, samples, eps, width, *_parts(width), FORWARD_ROWS,
