@@ -3,7 +3,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 # How long something takes on a machine that is busy says nothing about the code.
@@ -12,6 +11,8 @@ settings.load_profile("busy")
 
 # There is a test process per core: a second thread of PyTorch would wait for the other process at every operation.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402 - it reads that number when it is imported
 
 # Without a GPU, Triton interprets its kernels. It wants to know before it is imported, which PyTorch may do any time.
 if not torch.cuda.is_available():
