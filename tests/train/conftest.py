@@ -2,14 +2,17 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from demo.tiny_lumina import write_tiny_lumina
 from shared.corpus import Corpus
@@ -71,3 +74,12 @@ def cached(tmp_path: Path, cached_once: Path) -> Path:
     """A work directory with a finished cache, for a test to change."""
     shutil.copytree(cached_once.parent, tmp_path / "copy")
     return tmp_path / "copy" / cached_once.name
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    """One that has compiled nothing yet, and leaves nothing behind; what it counts begins at zero."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()

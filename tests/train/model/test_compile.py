@@ -1,6 +1,6 @@
 """Compiled blocks: the same numbers, and few graphs, whatever the mix of sizes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
@@ -38,15 +38,11 @@ def _(q: Tensor, _k: Tensor, _v: Tensor, _offsets: Tensor, _longest: int) -> Ten
 
 
 @pytest.fixture
-def _a_kernel_of_offsets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_kernel_of_offsets(_fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "backend", torch.compiler.assume_constant_result(lambda *_: "flash2"))
     monkeypatch.setattr(
         attention, "_varlen", lambda q, k, v, offsets, _, longest, __: by_sample(q, k, v, offsets, longest)
     )
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("_a_kernel_of_offsets")

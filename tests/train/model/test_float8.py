@@ -1,6 +1,5 @@
 """Products in float8: against torchao's, and the kernels against PyTorch's own operators."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -232,14 +231,6 @@ def test_weights_of_another_rank_are_copied(monkeypatch: pytest.MonkeyPatch) -> 
         assert not any(layer.rows.float().any() for layer in layers)
 
 
-@pytest.fixture
-def _compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
 class Branch(nn.Module):
     """A block's way of using products: one after the other, and with a chunk in between."""
 
@@ -254,7 +245,7 @@ class Branch(nn.Module):
         return out
 
 
-@pytest.mark.usefixtures("_compiler")
+@pytest.mark.usefixtures("_fresh_compiler")
 def test_one_graph_serves_any_number_of_rows_and_new_weights() -> None:
     block = Branch()
     block.compile(fullgraph=True, backend="aot_eager")
@@ -290,7 +281,7 @@ def gradients(model: Lumina2DiT, device: str = "cpu") -> dict[str, Tensor]:
     return {"prediction": prediction.detach(), **found}
 
 
-@pytest.mark.usefixtures("_compiler")
+@pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_blocks_learn_the_same() -> None:
     expected = gradients(converted(random_model()))
     model = converted(random_model())
@@ -304,7 +295,7 @@ def test_compiled_blocks_learn_the_same() -> None:
 
 @gpu
 @needs_gpu
-@pytest.mark.usefixtures("_compiler")
+@pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("recompute", ["nothing", "cheap", "everything"])
 def test_on_a_gpu_compiled_blocks_learn_as_those_of_torchao(recompute: Recompute) -> None:
     def compiled(model: Lumina2DiT) -> dict[str, Tensor]:

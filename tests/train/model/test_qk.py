@@ -153,6 +153,7 @@ def learned(model: Lumina2DiT) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.skipif(not INTERPRETED, reason="tests/train/model/test_compile.py has the same for a GPU")
 @pytest.mark.parametrize(
     ("make", "recompute", "graphs"),
@@ -164,13 +165,10 @@ def test_compiled_blocks_learn_the_same_with_the_kernels(
     monkeypatch.setattr(blocks, "packed_attention", no_attention)
     expected = learned(make())
     monkeypatch.setattr(blocks, "normed_rotated", fused)
-    torch._dynamo.reset()
-    counters.clear()
     model = make()
     model.recompute = recompute
     model.compile_blocks("aot_eager_decomp_partition")
     found = learned(model)
-    torch._dynamo.reset()
     # One for each kind of block; and where only adapters learn, one for a block before which nothing does.
     assert counters["stats"]["unique_graphs"] == graphs
     assert found.keys() == expected.keys()

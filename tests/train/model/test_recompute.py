@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -61,11 +60,8 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
 
 
 @pytest.fixture
-def _compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _compiler(_fresh_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "packed_attention", packed_attention)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def kept_by_the_compiler(precision: Precision) -> int:
