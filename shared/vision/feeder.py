@@ -99,7 +99,7 @@ class Feeder:
         slots = devices * 2 + ahead
         shapes = (slots, batch, geometry.side, geometry.side, 3), (slots, batch, ROOM if decode == "gpu" else 0)
         size = sum(math.prod(shape) for shape in shapes)
-        check_space(size)
+        check_space(size, "set a smaller batch")
         self._memory = SharedMemory(create=True, size=size)
         self._pixels, self._room = _arrays(self._memory, shapes)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -138,15 +138,15 @@ class Feeder:
         self._memory.unlink()
 
 
-def check_space(size: int) -> None:
-    """Raises UserError where there is less shared memory than `size` bytes."""
+def check_space(size: int, instead: str) -> None:
+    """Raises UserError where there is less shared memory than `size` bytes; `instead` is what one can do with less."""
     if SHARED.is_dir():
         about = os.statvfs(SHARED)
         free = about.f_bavail * about.f_frsize
         if free < size:
             raise UserError(
                 f"{SHARED}: {free >> 20} MB of shared memory are free, {size >> 20} MB are needed; "
-                "give the container more (docker run --shm-size) or set a smaller batch"
+                f"give the container more (docker run --shm-size) or {instead}"
             )
 
 

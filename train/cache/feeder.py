@@ -49,7 +49,7 @@ class Feeder:
         """How many pictures each device may have fed and not taken."""
         room = 3 * sum(area**2 for area in areas)
         shape = (devices * self.ahead, room)
-        check_space(prod(shape))
+        check_space(prod(shape), "encode fewer areas at once (cache.areas)")
         self._memory = SharedMemory(create=True, size=prod(shape))
         self._slots: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._memory.buf)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()

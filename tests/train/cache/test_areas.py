@@ -1,6 +1,7 @@
 """Several areas, several devices: every picture decoded once, the same bytes whoever encodes them."""
 
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_rejects_stand_once(curated: Path, tiny_model: Path):
     assert result.rejects == {"too_small": 1, "unreadable": 1}
     assert len(pq.read_table(CacheLayout(curated).rejects)) == 2
     assert CacheReader(curated, area=32).images == CacheReader(curated, area=64).images == len(SIZES) - 1
+
+
+def test_too_little_shared_memory_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full:
+        f_bavail, f_frsize = 1, 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Full)
+    with pytest.raises(UserError, match=r"--shm-size\) or encode fewer areas at once \(cache\.areas\)"):
+        feeder.Feeder(Corpus(str(tmp_path)), [32, 64], 16, 1, 2)
 
 
 def test_feeder_gives_what_prepare_gives(tmp_path: Path):
