@@ -15,6 +15,7 @@ from train.model.config import DiTConfig
 from train.model.norm import Rows, add_normed, branch_norm
 from train.model.packing import Segments
 from train.model.qk import normed_rotated
+from train.model.recompute import Block
 from train.model.rope import Rotation
 from train.model.swiglu import swiglu
 
@@ -94,7 +95,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class ContextBlock(nn.Module):
+class ContextBlock(Block):
     """A block that knows no time: it refines the text."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -107,14 +108,14 @@ class ContextBlock(nn.Module):
         self.ffn_norm1 = RMSNorm(width, eps)
         self.ffn_norm2 = RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, segments: Segments, by: Rotation) -> Tensor:
+    def compute(self, x: Tensor, segments: Segments, by: Rotation) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
         x = x + self.norm2(self.attn(self.norm1(x), segments, by))
         out: Tensor = x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
         return out
 
 
-class ModulatedBlock(nn.Module):
+class ModulatedBlock(Block):
     """A block whose norms are scaled, and whose branches are gated, by the sample's time."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -127,7 +128,7 @@ class ModulatedBlock(nn.Module):
         self.ffn_norm1 = RMSNorm(width, eps)
         self.ffn_norm2 = RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, segments: Segments, by: Rotation, condition: Condition) -> Tensor:
+    def compute(self, x: Tensor, segments: Segments, by: Rotation, condition: Condition) -> Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
         scale_1, gate_1, scale_2, gate_2 = self.norm1.modulation(condition.time)
         normed, x = branch_norm(x, scale_1 * self.norm1.norm.weight, condition.rows, self.norm1.norm.eps)

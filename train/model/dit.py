@@ -143,7 +143,7 @@ class Lumina2DiT(nn.Module):
         # One sample, no gradients, another kind of block, larger pictures: each may be a graph of the same code.
         torch._dynamo.config.recompile_limit = 64
         for block in (*self.context_refiner, *self.noise_refiner, *self.layers):
-            recompute.prepare(block, self.recompute)
+            block.recompute = self.recompute
             block.compile(fullgraph=True, backend=compiler)
         self._compiled = True
 

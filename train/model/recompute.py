@@ -15,6 +15,9 @@ Recompute = Literal["nothing", "cheap", "most", "everything"]
 """In each block: nothing that takes time; norms, rotations and SwiGLU, whose inputs are kept; the widest product too;
 everything."""
 
+# It warns of operators that work in place, of which there are none in a block.
+logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+
 EXPENSIVE = {"mm", "addmm", "_scaled_mm", "flash4", "_varlen_attn"}
 """Operators whose results are kept where others are recomputed."""
 WIDER = 4
@@ -24,6 +27,29 @@ Precision = Literal["bfloat16", "float8"]
 """Of the large products of the joint blocks."""
 
 
+class Block(nn.Module):
+    """A part of the transformer, and what of its forward pass the compiler is to keep."""
+
+    recompute: Recompute = "nothing"
+    compute: Callable[..., Tensor]
+    """The forward pass."""
+
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """`compute`, (tokens, hidden) -> (tokens, hidden)."""
+        contexts = CONTEXTS.get(self.recompute)
+        if contexts is None:
+            return self.compute(x, *others)
+        out: Tensor = checkpoint(
+            # Of what is handed over, PyTorch 2.11 makes constants: a graph for every number of samples.
+            lambda x: self.compute(x, *others),
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=contexts,
+        )
+        return out
+
+
 def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> Tensor:
     """Call a block."""
     if recompute != "everything" or not torch.is_grad_enabled():
@@ -31,22 +57,6 @@ def run(block: Callable[..., Tensor], recompute: Recompute, *arguments: Any) -> 
     # No random numbers are drawn inside a block, so there is no generator state to keep.
     out: Tensor = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
     return out
-
-
-def prepare(block: nn.Module, recompute: Recompute) -> None:
-    """Tell the compiler, before it compiles a block, what of it to keep."""
-    policies = {"cheap": _cheap, "most": _most}
-    if recompute not in policies:
-        return
-    whole, contexts = block.forward, partial(create_selective_checkpoint_contexts, policies[recompute])
-
-    def forward(*arguments: Any) -> Tensor:
-        out: Tensor = checkpoint(whole, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-        return out
-
-    block.forward = forward
-    # It warns of operators that work in place, of which there are none in a block.
-    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
 
 
 def _cheap(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
@@ -60,6 +70,12 @@ def _most(context: Any, operator: Any, *arguments: Any, **options: Any) -> Check
         if columns > WIDER * rows:
             return CheckpointPolicy.PREFER_RECOMPUTE
     return _cheap(context, operator, *arguments, **options)
+
+
+CONTEXTS = {
+    "cheap": partial(create_selective_checkpoint_contexts, _cheap),
+    "most": partial(create_selective_checkpoint_contexts, _most),
+}
 
 
 def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute, precision: Precision = "bfloat16") -> float:
