@@ -1,20 +1,24 @@
-"""Whole training steps of the full-size transformer: our trainer, and diffusers' in an accelerate loop.
+"""Whole training steps of the full-size transformer: our trainer, and the models of others in an accelerate loop.
 
-    python bench/bench_train.py [ours] [float8] [diffusers] [--batch 64] [--budget 8800] [--recompute cheap]
-                                [--states int8] [--masters bfloat16] [--ema-offload] [--steps 3]
+    python bench/bench_train.py [ours] [float8] [diffusers] [sd-scripts --checkout FOLDER] [--batch 64] [--steps 3]
+                                [--budget 8800] [--recompute cheap] [--states int8] [--masters bfloat16] [--ema-offload]
     accelerate launch --num_processes 2 bench/bench_train.py ours --batch 128
 
 Images per second are those of all processes together, which share the batch; the memory is that of the first. Random
 weights and random latents of 1024 px, captions of 40 to 256 tokens, AdamW, clipping, the average of the weights, a
 record per step. Ours is `train.loop.Trainer` with everything but the disk: tensors come from memory (read from a cache
 they cost 0.05 ms each), no checkpoint is written. The first step, in which the compiler runs, does not count.
+For sd-scripts, FOLDER is a checkout of kohya-ss/sd-scripts. Its weights are bfloat16 and rounded to the nearest.
 """
 
 import argparse
 import gc
+import importlib
 import json
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +29,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from bench_step import CONFIG, DEVICE, SMALL, reference, wait
-from torch import Tensor
+from torch import Tensor, nn
 
 from train import flow, loop
 from train.data.phases import Phase, Phases
@@ -117,14 +121,44 @@ def train(settings: TrainSettings, model: Lumina2DiT, reader: Any) -> list[dict[
         return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
-def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
-    """Steps as the usual scripts make them: autocast, accelerate, gradient checkpointing."""
-    accelerator = Accelerator(mixed_precision="bf16" if DEVICE.type == "cuda" else "no")
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Noisy latents, times, captions and their mask to velocities."""
+
+
+def of_diffusers(config: DiTConfig) -> tuple[nn.Module, Predict]:
+    """diffusers' model, with float32 weights, as its training scripts have them."""
     model = reference(config)
+    return model, lambda *inputs: model(*inputs, return_dict=False)[0]
+
+
+def of_sd_scripts(config: DiTConfig, checkout: Path) -> tuple[nn.Module, Predict]:
+    """The model of kohya-ss/sd-scripts, with the bfloat16 weights and attention that `lumina_train.py` gives it."""
+    sys.path.insert(0, str(checkout))
+    lumina: Any = importlib.import_module("library.lumina_models")
+    with DEVICE:
+        model = lumina.NextDiT(
+            in_channels=config.in_channels,
+            dim=config.hidden_size,
+            n_layers=config.num_layers,
+            n_heads=config.num_attention_heads,
+            n_kv_heads=config.num_kv_heads,
+            qk_norm=True,
+            cap_feat_dim=config.cap_feat_dim,
+            axes_dims=list(config.axes_dim_rope),
+            axes_lens=list(config.axes_lens),
+        ).bfloat16()
+    model.enable_gradient_checkpointing()
+    return model.train(), lambda x, times, captions, mask: model(x.bfloat16(), times, captions.bfloat16(), mask.int())
+
+
+def theirs(name: str, make: Callable[[], tuple[nn.Module, Predict]], config: DiTConfig, side: int, batch: int) -> None:
+    """Steps as the usual scripts make them: autocast, accelerate, gradient checkpointing, batches of 8."""
+    accelerator = Accelerator(mixed_precision="bf16" if DEVICE.type == "cuda" else "no")
+    model, predict = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, betas=(0.9, 0.95), eps=1e-15, weight_decay=0, fused=True)
     average = [parameter.detach().clone() for parameter in model.parameters()]
     model, optimizer = accelerator.prepare(model, optimizer)
-    reader, micro = Memory(args.batch, side, config.cap_feat_dim), 8
+    reader, micro = Memory(batch, side, config.cap_feat_dim), 8
 
     def step(batch: int) -> None:
         for start in range(0, batch, micro):
@@ -139,7 +173,7 @@ def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
             noisy = flow.noisy(latents, noise, times[:, None, None, None])
             with nullcontext() if is_last else accelerator.no_sync(model):
                 with accelerator.autocast():
-                    prediction = model(noisy, times, captions.to(DEVICE), mask.to(DEVICE), return_dict=False)[0]
+                    prediction = predict(noisy, times, captions.to(DEVICE), mask.to(DEVICE))
                     loss = torch.nn.functional.mse_loss(prediction.float(), latents - noise) * micro / batch
                 accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 2.0)
@@ -150,9 +184,9 @@ def theirs(config: DiTConfig, side: int, args: argparse.Namespace) -> None:
     step(micro)
     wait()
     begin = time.perf_counter()
-    step(args.batch // accelerator.num_processes)
+    step(batch // accelerator.num_processes)
     wait()
-    report("diffusers, accelerate, batches of 8", args.batch / (time.perf_counter() - begin))
+    report(f"{name}, accelerate, batches of 8", batch / (time.perf_counter() - begin))
 
 
 def report(name: str, rate: float) -> None:
@@ -167,6 +201,7 @@ def main() -> None:
     """All, or those named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=["ours", "float8", "diffusers"])
+    parser.add_argument("--checkout", type=Path, help="of kohya-ss/sd-scripts")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--budget", type=int, default=8_800)
     parser.add_argument("--states", choices=["float32", "int8"], default="float32")
@@ -181,7 +216,9 @@ def main() -> None:
     for name in args.names:
         torch._dynamo.reset()
         if name == "diffusers":
-            theirs(config, side, args)
+            theirs(name, lambda: of_diffusers(config), config, side, args.batch)
+        elif name == "sd-scripts":
+            theirs(name, lambda: of_sd_scripts(config, args.checkout), config, side, args.batch)
         else:
             ours(config, side, args, "float8" if name == "float8" else "bfloat16")
         gc.collect()
