@@ -26,8 +26,8 @@ from train.model.dit import Lumina2DiT
 from train.model.float8 import to_float8
 from train.model.flops import training_flops
 from train.model.packing import layout_of, pack
-from train.model.recompute import Recompute
 from train.peak import peak_flops
+from train.settings import Recompute
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFIG = DiTConfig(cap_feat_dim=2304)

@@ -36,8 +36,7 @@ from train.data.phases import Phase, Phases
 from train.data.plan import Plan
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
-from train.model.recompute import Recompute
-from train.settings import CheckpointSettings, OptimizerSettings, SampleSettings, TrainSettings
+from train.settings import CheckpointSettings, OptimizerSettings, Recompute, SampleSettings, TrainSettings
 
 
 class Memory:

@@ -10,9 +10,8 @@ import yaml
 from shared.errors import UserError
 from shared.pipelines import default_file, load
 from train.cache.settings import CacheSettings
-from train.export import Dtype, Format
 from train.peak import SHARE_OF_PEAK
-from train.settings import DrawSettings, TrainSettings
+from train.settings import DrawSettings, ExportDtype, ExportFormat, TrainSettings
 
 app = typer.Typer(
     add_completion=False,
@@ -114,8 +113,10 @@ def export(
     ],
     model: Model = "Alpha-VLLM/Lumina-Image-2.0",
     raw: Annotated[bool, typer.Option("--raw", help="Take the raw weights, not their moving average.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="Who is to load it. Only adapters: -lora.")] = "diffusers",
-    dtype: Annotated[Dtype, typer.Option(help="Of the numbers.")] = "bfloat16",
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="Who is to load it. Only adapters: -lora.")
+    ] = "diffusers",
+    dtype: Annotated[ExportDtype, typer.Option(help="Of the numbers.")] = "bfloat16",
 ) -> None:
     """Write weights that diffusers or ComfyUI loads. Adapters are added to the model, or written alone."""
     from train.export import write

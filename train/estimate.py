@@ -21,9 +21,9 @@ from train.model.config import CONFIG_FILE, DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.freeze import freeze
 from train.model.lora import add_lora
-from train.model.recompute import Recompute, kept_bytes
+from train.model.recompute import kept_bytes
 from train.peak import BF16_PEAK
-from train.settings import TrainSettings
+from train.settings import Recompute, TrainSettings
 
 RELEASED = DiTConfig(cap_feat_dim=2304)
 """Lumina-Image-2.0."""

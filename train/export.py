@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,13 +15,10 @@ from train.model.adapters import Adapter, named, to_comfyui
 from train.model.config import DiTConfig
 from train.model.names import State, from_diffusers, to_original
 from train.model.weights import save_tensors, save_transformer
-
-Format = Literal["diffusers", "comfyui", "diffusers-lora", "comfyui-lora"]
-"""A pipeline folder, or the transformer in one file; of adapters alone a folder, or one file."""
-Dtype = Literal["bfloat16", "float32"]
+from train.settings import ExportDtype, ExportFormat
 
 
-def write(checkpoint: Path, out: Path, model: str, *, form: Format, dtype: Dtype, raw: bool) -> None:
+def write(checkpoint: Path, out: Path, model: str, *, form: ExportFormat, dtype: ExportDtype, raw: bool) -> None:
     """Write the averaged weights of a checkpoint, or the raw ones, to `out`, which only then appears.
 
     Adapters are added to what they were trained with, in float32, unless the format is of adapters alone. `model` is
@@ -54,7 +50,9 @@ def _write_pipeline(state: State, config: DiTConfig, base: Path, out: Path, head
         save_transformer(from_diffusers(state), config, temporary / "transformer", header)
 
 
-def _write_adapter(adapter: Adapter, out: Path, form: Format, dtype: torch.dtype, header: Mapping[str, str]) -> None:
+def _write_adapter(
+    adapter: Adapter, out: Path, form: ExportFormat, dtype: torch.dtype, header: Mapping[str, str]
+) -> None:
     if form == "comfyui-lora":
         tensors = _cast(to_comfyui(adapter), dtype)
         save_tensors(tensors, out, header)

@@ -24,13 +24,12 @@ from train.model.attention import backend
 from train.model.dit import Lumina2DiT
 from train.model.float8 import to_float8
 from train.model.parts import rate_factors
-from train.model.recompute import Recompute
 from train.optimizer import adamw, rate_share, set_learning_rate
 from train.peak import peak_flops
 from train.precision import MasterWeights
 from train.ranks import Ranks
 from train.samples import Sampler
-from train.settings import TrainSettings
+from train.settings import Recompute, TrainSettings
 from train.signals import requests
 from train.trained import Trained
 from train.validation import Validation, by_series

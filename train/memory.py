@@ -7,8 +7,8 @@ from shared.errors import UserError
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.float8 import products
-from train.model.recompute import Recompute, kept_bytes
-from train.settings import TrainSettings
+from train.model.recompute import kept_bytes
+from train.settings import Recompute, TrainSettings
 
 USABLE = 0.93
 """Share of a GPU's memory: the rest is for its context and for what lies between allocations."""

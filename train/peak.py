@@ -1,8 +1,10 @@
 """The peak speed of a device, against which training is measured."""
 
 import time
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 BF16_PEAK = {
     "H200": 989e12,
@@ -21,8 +23,10 @@ SHARE_OF_PEAK = 0.45
 a faster memory."""
 
 
-def peak_flops(device: torch.device) -> float:
+def peak_flops(device: "torch.device") -> float:
     """FLOP/s that count as 100 %: the datasheet's on known GPUs, else what a large matrix product reaches."""
+    import torch  # For seconds, which `train --help` does not take.
+
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, peak in BF16_PEAK.items():
@@ -31,7 +35,9 @@ def peak_flops(device: torch.device) -> float:
     return _measured(device)
 
 
-def _measured(device: torch.device, size: int = 1024, repeats: int = 8) -> float:
+def _measured(device: "torch.device", size: int = 1024, repeats: int = 8) -> float:
+    import torch
+
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     matrix = torch.randn(size, size, device=device, dtype=dtype)
     matrix @ matrix

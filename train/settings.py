@@ -6,7 +6,15 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from shared.settings import Settings
-from train.model.recompute import Precision, Recompute
+
+Precision = Literal["bfloat16", "float8"]
+"""Of the large products of the joint blocks."""
+Recompute = Literal["nothing", "cheap", "most", "everything"]
+"""In each block: nothing that takes time; norms, rotations and SwiGLU, whose inputs are kept; the widest product too;
+everything."""
+ExportFormat = Literal["diffusers", "comfyui", "diffusers-lora", "comfyui-lora"]
+"""A pipeline folder, or the transformer in one file; of adapters alone a folder, or one file."""
+ExportDtype = Literal["bfloat16", "float32"]
 
 
 class OptimizerSettings(Settings):

@@ -100,6 +100,12 @@ def after(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]
     monkeypatch.setattr(Metrics, "add", hooked)
 
 
+@pytest.mark.parametrize("module", ["curate.cli", "train.cache.cli", "train.cli"])
+def test_a_command_answers_before_pytorch_is_loaded(module: str) -> None:
+    code = f"import {module}, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_cache_that_was_made_otherwise_is_refused(train: Train, tmp_path: Path):
     settings = ("--set=cache.prompt_prefix=Draw", "--set=cache.max_tokens=99")
     other = write_tiny_lumina(tmp_path / "other")

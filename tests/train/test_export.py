@@ -14,14 +14,13 @@ from typer.testing import CliRunner
 
 from shared.errors import UserError
 from train.cli import app
-from train.export import Dtype, Format
 from train.export import write as export
 from train.model.adapter_files import save_adapter
 from train.model.lora import add_lora
 from train.model.names import from_original, to_diffusers
 from train.model.packing import layout_of, pack
 from train.model.weights import load_transformer, save_transformer
-from train.settings import LoraSettings
+from train.settings import ExportDtype, ExportFormat, LoraSettings
 
 LORA = LoraSettings(rank=2, alpha=3.3)
 
@@ -89,14 +88,16 @@ def expected(model: Any) -> torch.Tensor:
     return patches.view(rows, columns, 2, 2, 16).permute(4, 0, 2, 1, 3).reshape(16, 2 * rows, 2 * columns)
 
 
-def write(checkpoint: Path, out: Path, model: Path, form: Format, dtype: Dtype = "float32", raw: bool = False) -> Path:
+def write(
+    checkpoint: Path, out: Path, model: Path, form: ExportFormat, dtype: ExportDtype = "float32", raw: bool = False
+) -> Path:
     export(checkpoint, out, str(model), form=form, dtype=dtype, raw=raw)
     return out
 
 
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_pipeline_of_all_weights(full: Path, tiny_model: Path, tmp_path: Path, dtype: Dtype, raw: bool) -> None:
+def test_a_pipeline_of_all_weights(full: Path, tiny_model: Path, tmp_path: Path, dtype: ExportDtype, raw: bool) -> None:
     out = write(full, tmp_path / "out", tiny_model, "diffusers", dtype, raw)
     kind = getattr(torch, dtype)
     found = Lumina2Transformer2DModel.from_pretrained(out / "transformer", torch_dtype=kind).state_dict()

@@ -10,8 +10,8 @@ from train.memory import USABLE, Counts, choose, state_bytes
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.freeze import freeze
-from train.model.recompute import Precision, Recompute, kept_bytes
-from train.settings import OptimizerSettings, TrainSettings
+from train.model.recompute import kept_bytes
+from train.settings import OptimizerSettings, Precision, Recompute, TrainSettings
 
 CONFIG = DiTConfig(cap_feat_dim=2304)
 INT8 = OptimizerSettings(states="int8")

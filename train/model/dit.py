@@ -24,8 +24,8 @@ from train.model.blocks import (
 from train.model.config import DiTConfig
 from train.model.norm import Rows
 from train.model.packing import Layout, PackedBatch, Segments
-from train.model.recompute import Recompute
 from train.model.rope import Rotation, check_positions, rotation
+from train.settings import Recompute
 
 SINUSOIDS = 256
 """Width of the sinusoidal time features."""

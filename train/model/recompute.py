@@ -3,17 +3,14 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from train.model.config import DiTConfig
-
-Recompute = Literal["nothing", "cheap", "most", "everything"]
-"""In each block: nothing that takes time; norms, rotations and SwiGLU, whose inputs are kept; the widest product too;
-everything."""
+from train.settings import Precision, Recompute
 
 # It warns of operators that work in place, of which there are none in a block.
 logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
@@ -22,9 +19,6 @@ EXPENSIVE = {"mm", "addmm", "_scaled_mm", "flash4", "_varlen_attn"}
 """Operators whose results are kept where others are recomputed."""
 WIDER = 4
 """The results of a product that makes rows wider than so many times are most of what a block keeps."""
-
-Precision = Literal["bfloat16", "float8"]
-"""Of the large products of the joint blocks."""
 
 
 class Block(nn.Module):

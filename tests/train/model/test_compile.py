@@ -14,7 +14,7 @@ from train.model import attention
 from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT
 from train.model.packing import layout_of
-from train.model.recompute import Recompute
+from train.settings import Recompute
 
 MIXES: list[list[Sample]] = [
     list(MIXED),

@@ -24,7 +24,7 @@ from train.model.config import DiTConfig
 from train.model.dit import Lumina2DiT, time_features
 from train.model.names import to_diffusers
 from train.model.packing import PackedBatch, layout_of, unpatchify
-from train.model.recompute import Recompute
+from train.settings import Recompute
 
 SAMPLES = st.lists(
     st.tuples(st.integers(1, 12), st.tuples(st.integers(1, 5), st.integers(1, 5))), min_size=1, max_size=4

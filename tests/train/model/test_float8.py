@@ -12,9 +12,9 @@ from tests.train.model.support import CONFIG, GPU_CONFIG, MIXED, batch_of, rando
 from train.model.dit import Lumina2DiT
 from train.model.float8 import GRADIENT, OPERAND, SMALLEST, Float8Linear, products, scaled_cast, to_float8
 from train.model.packing import layout_of
-from train.model.recompute import Recompute
 from train.precision import MasterWeights
 from train.ranks import Ranks
+from train.settings import Recompute
 
 SIZES = [(16, 16), (128, 128), (130, 144), (1, 48), (37, 272), (400, 128)]
 DTYPES = [OPERAND, GRADIENT]

@@ -26,11 +26,10 @@ from train.model.adapters import adapter_of, named
 from train.model.dit import Lumina2DiT
 from train.model.lora import add_lora
 from train.model.packing import layout_of
-from train.model.recompute import Recompute
 from train.optimizer import adamw
 from train.precision import MasterWeights
 from train.ranks import Ranks
-from train.settings import LoraSettings, LoraTarget, OptimizerSettings
+from train.settings import LoraSettings, LoraTarget, OptimizerSettings, Recompute
 
 MATRICES = {
     "attention": ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"],

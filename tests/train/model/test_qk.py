@@ -13,7 +13,7 @@ from train.model import blocks, qk
 from train.model.dit import Lumina2DiT
 from train.model.packing import Segments, layout_of
 from train.model.qk import Heads, fused, normed_rotated, plain
-from train.model.recompute import Recompute
+from train.settings import Recompute
 
 EPS = 1e-5
 Way = Callable[..., Heads]

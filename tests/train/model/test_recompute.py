@@ -10,7 +10,8 @@ from train.model import blocks
 from train.model.config import DiTConfig
 from train.model.float8 import to_float8
 from train.model.packing import Segments, layout_of
-from train.model.recompute import Precision, Recompute, kept_bytes
+from train.model.recompute import kept_bytes
+from train.settings import Precision, Recompute
 
 CONFIG = DiTConfig(cap_feat_dim=2304)
 GIB = 2**30
