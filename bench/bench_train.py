@@ -210,6 +210,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
+    if "sd-scripts" in args.names and not args.checkout:
+        parser.error("sd-scripts needs --checkout FOLDER")
     config, side = (SMALL, 16) if args.small else (CONFIG, 128)
     state = PartialState()  # From here on, "cuda" is the GPU of this process.
     for name in args.names:
