@@ -88,8 +88,8 @@ def busy(workers: Iterable[Worker]) -> str:
     return f"GPU busy {1 - sum(waited) / len(waited):.0%}" if waited else ""
 
 
-def tell_waiting(workers: Iterable[Worker]) -> None:
-    """Print for each GPU how much of the time it waited."""
+def tell_waiting(workers: Iterable[Worker], unit: str) -> None:
+    """Print for each GPU how much of the time it waited for what it computes with."""
     for worker in workers:
         if (waited := worker.waited()) is not None:
-            console.print(f"{worker.device} waited {waited:.1%} of the time")
+            console.print(f"{worker.device} waited {waited:.1%} of the time for {unit}")

@@ -14,11 +14,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402 - it reads that number when it is imported
 
+HAS_GPU = torch.cuda.is_available()
 # Without a GPU, Triton interprets its kernels. It wants to know before it is imported, which PyTorch may do any time.
-if not torch.cuda.is_available():
+if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a GPU is skipped without one, where kernels are interpreted: both by one look at the machine."""
+    for item in items:
+        if not HAS_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def encode(
     """
     waiting = Shared(shards)
     yield from merged([_encode(waiting, feeder, forward, batch, write) for forward in forwards])
-    tell_waiting(forward.worker for forward in forwards)
+    tell_waiting((forward.worker for forward in forwards), "pictures")
 
 
 def _encode(shards: Iterator[Shard], feeder: Feeder, forward: Forward, batch: int, write: Write) -> Iterator[Shard]:

@@ -61,7 +61,6 @@ def test_all_pairs_are_found_whatever_the_size_of_the_blocks(count, dim, seed, t
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("threshold", [0.6, 0.9])
 def test_a_gpu_finds_the_same(threshold):
     check(clustered(10_000, 768, 2_000, 0.5), threshold)

@@ -25,7 +25,6 @@ def test_it_is_what_the_formula_says(dtype: torch.dtype, offload: bool):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_in_the_hosts_memory_it_is_the_same_though_weights_change_at_once(dtype: torch.dtype):
     weights = {str(number): torch.randn(2048, 2048, device="cuda", dtype=dtype) for number in range(20)}

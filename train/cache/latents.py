@@ -120,7 +120,7 @@ class LatentShards:
         waiting = Shared(tasks(shards, areas))
         with Feeder(self.pictures, list(areas.values()), multiple, len(self.encoders), self.workers) as feeder:
             yield from merged([self._encode(waiting, feeder, encoder) for encoder in self.encoders])
-        tell_waiting(encoder.worker for encoder in self.encoders)
+        tell_waiting((encoder.worker for encoder in self.encoders), "pictures")
 
     def _encode(self, waiting: Iterator[Task], feeder: Feeder, encoder: ImageEncoder) -> Iterator[Shard]:
         brought = one_ahead(_brought(_batched(_decoded(waiting, feeder), self.batch), encoder))

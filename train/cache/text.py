@@ -77,7 +77,7 @@ class TextShards:
         """
         waiting = Shared(shards)
         yield from merged([self._encode(waiting, encoder) for encoder in self.encoders])
-        tell_waiting(encoder.worker for encoder in self.encoders)
+        tell_waiting((encoder.worker for encoder in self.encoders), "captions")
 
     def _encode(self, shards: Iterator[Shard], encoder: TextEncoder) -> Iterator[Shard]:
         tokenised = one_ahead((shard, *_tokenised(shard, encoder)) for shard in shards)

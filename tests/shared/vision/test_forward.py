@@ -20,8 +20,6 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 GEOMETRY = Geometry(8, "squash", "bicubic")
 CPU = torch.device("cpu")
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 class Means(nn.Module):
     """The mean of each channel; out of memory above a number of pictures."""
@@ -92,7 +90,6 @@ def test_one_picture_that_does_not_fit_is_an_error():
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.filterwarnings("ignore:TensorFloat32")
 def test_a_gpu_gives_the_same_and_says_how_long_it_worked():
     model = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.GELU(), nn.Flatten(), nn.Linear(64, 32))
@@ -109,7 +106,6 @@ def jpeg(seed: int, size: tuple[int, int], mode: str = "RGB", **options: object)
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("mode", ["crop", "squash", "pad"])
 def test_a_gpu_decodes_as_the_processor_does(mode):
     geometry = Geometry(48, mode, "bicubic")
@@ -125,7 +121,6 @@ def test_a_gpu_decodes_as_the_processor_does(mode):
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.filterwarnings("ignore:TensorFloat32")
 def test_jpegs_take_their_places_among_the_pixels():
     white = encode(Image.new("RGB", (64, 48), "white"), "JPEG", quality=100)

@@ -173,7 +173,6 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path: Path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.filterwarnings("ignore")
 def test_a_gpu_gives_the_same_but_for_bfloat16(tiny_model: Path):
     gpu = torch.device("cuda")

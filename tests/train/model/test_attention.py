@@ -62,7 +62,6 @@ def test_the_fused_kernel_is_for_half_precision_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     ("kernel", "head_dim"), [("flash2", 16), ("flash2", 96), *(("flash4", width) for width in flash4.HEAD_DIMS)]
 )

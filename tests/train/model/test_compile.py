@@ -66,8 +66,10 @@ def _a_kernel_of_offsets(_fresh_compiler: None, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("_a_kernel_of_offsets")
-@pytest.mark.parametrize("recompute", get_args(Recompute))
-@pytest.mark.parametrize(("make", "modulated"), [(random_model, 1), (random_lora, 2)])
+@pytest.mark.parametrize(
+    ("make", "modulated", "recompute"),
+    [*((random_model, 1, recompute) for recompute in get_args(Recompute)), (random_lora, 2, "cheap")],
+)
 def test_one_graph_for_each_kind_of_block_serves_any_mix(
     make: Callable[[], Lumina2DiT], modulated: int, recompute: Recompute
 ) -> None:
@@ -130,7 +132,6 @@ def learned(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("recompute", get_args(Recompute))
 def test_on_a_gpu_compiled_bfloat16_follows_float32(recompute: str) -> None:
     mixes: list[list[Sample]] = [

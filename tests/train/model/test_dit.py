@@ -174,7 +174,6 @@ def test_bfloat16_autocast_keeps_one_dtype_along_the_residual() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_on_a_gpu_bfloat16_follows_float32(autocast: bool) -> None:
     samples: list[Sample] = [(40, (16, 24)), (7, (4, 4)), (200, (32, 20))]

@@ -18,8 +18,6 @@ from train.settings import Recompute
 
 SIZES = [(16, 16), (128, 128), (130, 144), (1, 48), (37, 272), (400, 128)]
 DTYPES = [OPERAND, GRADIENT]
-gpu = pytest.mark.gpu
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def matrix(m: int, n: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -154,8 +152,7 @@ def test_interpreted_kernels_find_the_scale(value: float) -> None:
         assert found[2].isfinite() == bool(torch.tensor(value).isfinite())
 
 
-@gpu
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [None, 0.0, torch.nan, torch.inf])
 @pytest.mark.parametrize("source", [torch.bfloat16, torch.float32])
@@ -293,8 +290,7 @@ def test_compiled_blocks_learn_the_same() -> None:
         assert relative(found[name], value) < 1e-3, name
 
 
-@gpu
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("recompute", ["nothing", "cheap", "everything"])
 def test_on_a_gpu_compiled_blocks_learn_as_those_of_torchao(recompute: Recompute) -> None:
