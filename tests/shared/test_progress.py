@@ -32,6 +32,19 @@ def test_lines_in_a_log(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+def test_the_rate_is_that_of_the_last_minutes(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Meter("latents", 100_000, "latents") as meter:
+        now += 100  # A model is compiled.
+        for _ in range(40):
+            now += 10
+            meter.advance(500)
+    lines = log.getvalue().splitlines()
+    assert "500/100,000 latents, 4.5/s" in lines[0]
+    assert "20,000/100,000 latents, 50.0/s, 0:26:40 left" in lines[-1]
+
+
 def test_no_rate_yet(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
     with Meter("x", 10, "files") as meter:
