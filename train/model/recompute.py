@@ -70,6 +70,7 @@ CONTEXTS = {
     "cheap": partial(create_selective_checkpoint_contexts, _cheap),
     "most": partial(create_selective_checkpoint_contexts, _most),
 }
+"""What a checkpoint of compiled code goes by; `nothing` needs none, and for `everything` there is one around it."""
 
 
 def kept_bytes(config: DiTConfig, tokens: int, recompute: Recompute, precision: Precision = "bfloat16") -> float:
